@@ -1,0 +1,31 @@
+//! `pause`, `resume` and `abort`: one word to the server each, answered by where everything stands.
+
+use super::error::CliError;
+use super::{Context, Exit, status};
+use crate::api::StatusView;
+
+pub(crate) async fn pause(context: &Context) -> Result<Exit, CliError> {
+    say(context, "/pause", "paused: nodes in work finish, no other begins; `requeen resume` goes on").await
+}
+
+pub(crate) async fn resume(context: &Context) -> Result<Exit, CliError> {
+    say(context, "/resume", "the rollout goes on; `requeen status --watch` follows it").await
+}
+
+pub(crate) async fn abort(context: &Context) -> Result<Exit, CliError> {
+    say(
+        context,
+        "/abort",
+        "aborting: nodes in work finish, drained ones get their availability back; `requeen status --watch` follows it",
+    )
+    .await
+}
+
+async fn say(context: &Context, path: &str, words: &str) -> Result<Exit, CliError> {
+    let answer: StatusView = context.client.post(path, &serde_json::json!({})).await?;
+    status::show(context, &answer)?;
+    if !context.json {
+        context.printer.hint(words);
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,50 @@
+//! `serve`: the server, until it is told to stop.
+
+use std::io::{self, IsTerminal};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use super::Exit;
+use super::args;
+use super::error::CliError;
+use crate::server::{ServeArgs, serve};
+
+pub(crate) async fn run(args: args::Serve) -> Result<Exit, CliError> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+    // Only one is compiled in; a second installation can't happen in one process.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let settings = ServeArgs {
+        port: args.port,
+        bind: args.bind,
+        data_dir: args.data_dir,
+        docker_socket: args.docker_socket,
+        swarm_dir: args.swarm_dir,
+    };
+    let stop = told_to_stop().map_err(|source| CliError::Runtime { source })?;
+    let shutdown = CancellationToken::new();
+    let cancel = shutdown.clone().drop_guard();
+    tokio::spawn(async move {
+        stop.await;
+        drop(cancel);
+    });
+    serve(settings, shutdown).await.map_err(|error| CliError::Serve(Box::new(error)))?;
+    Ok(Exit::Done)
+}
+
+/// Ends with the first SIGTERM (`docker stop`) or SIGINT (Ctrl-C).
+pub(crate) fn told_to_stop() -> io::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,328 @@
+//! The meeting place of agents, driver and operator: what agents said last, and what the driver holds
+//! for them. In memory only; all of it is rebuilt from the next reports and the record after a restart.
+//! No policy: which order a node gets is [`crate::plan::orders`]' choice.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use requeen_protocol::{NodeId, NodeState, Order, Report, Speaker};
+use tokio::sync::watch;
+
+use crate::plan::model::{AgentView, Rollout};
+use crate::plan::orders::{Staging, order_for};
+
+/// Where a hub reads the time.
+pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
+
+/// See the module.
+pub struct Hub {
+    clock: Clock,
+    held: Mutex<Held>,
+    /// Counts changes, so that a subscriber that was busy misses none.
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Held {
+    agents: BTreeMap<NodeId, Agent>,
+    rollout: Option<Rollout>,
+    staging: Option<Staging>,
+    /// False until somebody has seen one: while there is no leader nothing that is read is news.
+    has_leader: bool,
+}
+
+struct Agent {
+    report: Report,
+    heard: Instant,
+    state_since: Instant,
+    /// Requests of this agent that the server holds open now.
+    task_polls: u32,
+    executor_polls: u32,
+}
+
+impl Agent {
+    fn polls(&mut self, speaker: Speaker) -> &mut u32 {
+        match speaker {
+            Speaker::Task => &mut self.task_polls,
+            Speaker::Executor => &mut self.executor_polls,
+        }
+    }
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self::new(Arc::new(Instant::now))
+    }
+}
+
+impl Hub {
+    /// An empty hub.
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, held: Mutex::default(), changed: watch::Sender::new(0) }
+    }
+
+    /// Stores an agent's word. A task's word does not replace that of an executor that is connected:
+    /// the executor knows more, and both may speak for a moment when one starts the other.
+    pub fn report(&self, report: Report) {
+        let now = (self.clock)();
+        let mut held = self.held();
+        let news = match held.agents.get_mut(&report.node) {
+            None => {
+                let node = report.node.clone();
+                let agent = Agent { report, heard: now, state_since: now, task_polls: 0, executor_polls: 0 };
+                held.agents.insert(node, agent);
+                true
+            }
+            Some(agent) => {
+                agent.heard = now;
+                let outranked = report.speaker == Speaker::Task
+                    && agent.report.speaker == Speaker::Executor
+                    && agent.executor_polls > 0;
+                if outranked {
+                    false
+                } else {
+                    if !same_variant(&agent.report.state, &report.state) {
+                        agent.state_since = now;
+                    }
+                    let news = says_more(&agent.report, &report);
+                    agent.report = report;
+                    news
+                }
+            }
+        };
+        drop(held);
+        if news {
+            self.bump();
+        }
+    }
+
+    /// Marks the agent of `report` as connected for as long as the answer lives.
+    pub fn connected(self: &Arc<Self>, report: &Report) -> Connected {
+        if let Some(agent) = self.held().agents.get_mut(&report.node) {
+            *agent.polls(report.speaker) += 1;
+        }
+        Connected { hub: Arc::clone(self), node: report.node.clone(), speaker: report.speaker }
+    }
+
+    /// Every agent's last word.
+    pub fn agents(&self) -> BTreeMap<NodeId, AgentView> {
+        let now = (self.clock)();
+        let secs = |since: Instant| now.saturating_duration_since(since).as_secs();
+        let view = |agent: &Agent| AgentView {
+            report: agent.report.clone(),
+            silent_secs: if agent.task_polls + agent.executor_polls > 0 { 0 } else { secs(agent.heard) },
+            state_secs: secs(agent.state_since),
+        };
+        self.held().agents.iter().map(|(node, agent)| (node.clone(), view(agent))).collect()
+    }
+
+    /// Drops what an agent said: its node has left the swarm.
+    pub fn forget_node(&self, node: &NodeId) {
+        let known = self.held().agents.remove(node).is_some();
+        if known {
+            self.bump();
+        }
+    }
+
+    /// Holds the rollout as recorded, for orders.
+    pub fn set_rollout(&self, rollout: Option<Rollout>) {
+        self.set(|held| &mut held.rollout, rollout);
+    }
+
+    /// The rollout as last set.
+    pub fn rollout(&self) -> Option<Rollout> {
+        self.held().rollout.clone()
+    }
+
+    /// Holds what agents have to stage before a rollout is recorded.
+    pub fn set_staging(&self, staging: Option<Staging>) {
+        self.set(|held| &mut held.staging, staging);
+    }
+
+    /// The staging as last set.
+    pub fn staging(&self) -> Option<Staging> {
+        self.held().staging.clone()
+    }
+
+    /// Holds whether the managers have a leader.
+    pub fn set_has_leader(&self, has_leader: bool) {
+        self.set(|held| &mut held.has_leader, has_leader);
+    }
+
+    /// Whether the managers had a leader when last looked at.
+    pub fn has_leader(&self) -> bool {
+        self.held().has_leader
+    }
+
+    /// The order for the node that sent `report`, from what is held now.
+    pub fn order_for(&self, report: &Report) -> Order {
+        let held = self.held();
+        order_for(held.rollout.as_ref(), held.staging.as_ref(), report, held.has_leader)
+    }
+
+    /// Fires on every change of anything held. Subscribe first, look second, then wait: a change
+    /// between the two is not missed.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    fn set<T: PartialEq>(&self, field: impl FnOnce(&mut Held) -> &mut T, value: T) {
+        let mut held = self.held();
+        let slot = field(&mut held);
+        let news = *slot != value;
+        *slot = value;
+        drop(held);
+        if news {
+            self.bump();
+        }
+    }
+
+    fn bump(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        // Nothing here can panic half-way through a change that matters.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An agent's request that is being held; dropped when it is answered or its connection ends.
+pub struct Connected {
+    hub: Arc<Hub>,
+    node: NodeId,
+    speaker: Speaker,
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        let now = (self.hub.clock)();
+        if let Some(agent) = self.hub.held().agents.get_mut(&self.node) {
+            let polls = agent.polls(self.speaker);
+            *polls = polls.saturating_sub(1);
+            agent.heard = now;
+        }
+    }
+}
+
+fn same_variant(a: &NodeState, b: &NodeState) -> bool {
+    std::mem::discriminant(a) == std::mem::discriminant(b)
+}
+
+/// Whether `new` tells something that `old` did not; which order the agent has seen is no news.
+fn says_more(old: &Report, new: &Report) -> bool {
+    let Report { node, agent_version, speaker, boot_id, engine, state, seen: _ } = new;
+    old.node != *node
+        || old.agent_version != *agent_version
+        || old.speaker != *speaker
+        || old.boot_id != *boot_id
+        || old.engine != *engine
+        || old.state != *state
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    use requeen_protocol::RolloutId;
+
+    use super::*;
+
+    fn report(speaker: Speaker, state: NodeState) -> Report {
+        Report {
+            node: NodeId::from("n1"),
+            agent_version: "1".to_owned(),
+            speaker,
+            boot_id: "b".to_owned(),
+            engine: None,
+            state,
+            seen: None,
+        }
+    }
+
+    fn stuck(reason: &str) -> NodeState {
+        NodeState::Stuck {
+            rollout: RolloutId::from("r"),
+            reason: reason.to_owned(),
+            hint: String::new(),
+            log: Vec::new(),
+        }
+    }
+
+    fn hub() -> (Arc<Hub>, Arc<AtomicU64>) {
+        let secs = Arc::new(AtomicU64::new(0));
+        let start = Instant::now();
+        let clock = {
+            let secs = Arc::clone(&secs);
+            Arc::new(move || start + Duration::from_secs(secs.load(Ordering::SeqCst)))
+        };
+        (Arc::new(Hub::new(clock)), secs)
+    }
+
+    #[test]
+    fn silence_counts_only_while_nobody_is_connected() {
+        let (hub, secs) = hub();
+        let said = report(Speaker::Task, NodeState::Idle);
+        hub.report(said.clone());
+        let open = hub.connected(&said);
+        secs.store(10, Ordering::SeqCst);
+        assert_eq!(hub.agents()[&said.node].silent_secs, 0);
+        drop(open);
+        assert_eq!(hub.agents()[&said.node].silent_secs, 0, "heard until the request ended");
+        secs.store(17, Ordering::SeqCst);
+        assert_eq!(hub.agents()[&said.node].silent_secs, 7);
+    }
+
+    #[test]
+    fn a_state_is_as_old_as_its_variant() {
+        let (hub, secs) = hub();
+        hub.report(report(Speaker::Task, stuck("one")));
+        secs.store(5, Ordering::SeqCst);
+        hub.report(report(Speaker::Task, stuck("two")));
+        assert_eq!(hub.agents()[&NodeId::from("n1")].state_secs, 5);
+        hub.report(report(Speaker::Task, NodeState::Idle));
+        assert_eq!(hub.agents()[&NodeId::from("n1")].state_secs, 0);
+    }
+
+    #[test]
+    fn only_news_wakes() {
+        let (hub, _) = hub();
+        let mut changed = hub.changed();
+        hub.report(report(Speaker::Task, NodeState::Idle));
+        assert!(changed.has_changed().unwrap());
+        changed.mark_unchanged();
+
+        let mut again = report(Speaker::Task, NodeState::Idle);
+        again.seen = Some(Box::new(Order::Wait { why: "x".to_owned() }));
+        hub.report(again);
+        assert!(!changed.has_changed().unwrap(), "the same word is no news");
+
+        hub.set_has_leader(false);
+        assert!(!changed.has_changed().unwrap(), "the same value is no news");
+        hub.set_has_leader(true);
+        assert!(changed.has_changed().unwrap());
+        changed.mark_unchanged();
+
+        hub.report(report(Speaker::Task, stuck("one")));
+        assert!(changed.has_changed().unwrap());
+        changed.mark_unchanged();
+        hub.forget_node(&NodeId::from("n1"));
+        assert!(changed.has_changed().unwrap());
+        assert!(hub.agents().is_empty());
+    }
+
+    #[test]
+    fn a_connected_executor_outranks_the_task() {
+        let (hub, _) = hub();
+        let executor = report(Speaker::Executor, stuck("one"));
+        hub.report(executor.clone());
+        let open = hub.connected(&executor);
+        hub.report(report(Speaker::Task, NodeState::Idle));
+        assert_eq!(hub.agents()[&executor.node].report, executor);
+        drop(open);
+        hub.report(report(Speaker::Task, NodeState::Idle));
+        assert_eq!(hub.agents()[&executor.node].report.state, NodeState::Idle);
+    }
+}

@@ -1,0 +1,233 @@
+//! An engine for tests: the part of the API that the coordinator uses, with swarmkit's rules for
+//! versions, over a real unix socket.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+
+use super::Engine;
+
+/// What the engine holds.
+#[derive(Default)]
+pub(crate) struct World {
+    pub(crate) nodes: BTreeMap<String, Value>,
+    pub(crate) configs: BTreeMap<String, Value>,
+    pub(crate) index: u64,
+    /// Writes that are to fail with this status and text, last first.
+    pub(crate) failing: Vec<(u16, String)>,
+    /// How often somebody else writes a config just before it is written.
+    pub(crate) rivals: u32,
+    /// Every availability that was set, in order.
+    pub(crate) availabilities: Vec<(String, String)>,
+    /// Whether every list fails for want of a leader.
+    pub(crate) leaderless: bool,
+}
+
+pub(crate) const NO_LEADER: &str = "The swarm does not have a leader. It's possible that too few managers are online.";
+
+type Shared = Arc<Mutex<World>>;
+
+/// A running fake; its folder goes with it.
+pub(crate) struct Fake {
+    pub(crate) dir: tempfile::TempDir,
+    shared: Shared,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl Fake {
+    /// A swarm of `managers` and `workers`, of which the first manager leads and answers.
+    pub(crate) fn start(managers: &[&str], workers: &[&str]) -> Self {
+        let mut world = World { index: 100, ..World::default() };
+        for (n, name) in managers.iter().enumerate() {
+            world.nodes.insert((*name).to_owned(), node(name, "manager", Some(n == 0)));
+        }
+        for name in workers {
+            world.nodes.insert((*name).to_owned(), node(name, "worker", None));
+        }
+        let me = (*managers.first().unwrap()).to_owned();
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("docker.sock")).unwrap();
+        let shared: Shared = Arc::new(Mutex::new(world));
+        let info = json!({"Swarm": {"NodeID": me, "LocalNodeState": "active", "ControlAvailable": true}});
+        let api = Router::new()
+            .route("/info", get(async || Json(info)))
+            .route("/nodes", get(nodes))
+            .route("/tasks", get(empty))
+            .route("/services", get(empty))
+            .route("/nodes/{id}", get(inspect_node))
+            .route("/nodes/{id}/update", post(update_node))
+            .route("/configs", get(configs))
+            .route("/configs/create", post(create_config))
+            .route("/configs/{id}", axum::routing::delete(delete_config))
+            .route("/configs/{id}/update", post(update_config))
+            .with_state(Arc::clone(&shared));
+        let app = Router::new()
+            .route("/version", get(async || Json(json!({"ApiVersion": "1.41"}))))
+            .nest("/v1.41", api.clone())
+            .merge(api);
+        let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        Self { dir, shared, server }
+    }
+
+    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
+        self.shared.lock().unwrap()
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("docker.sock")
+    }
+
+    pub(crate) fn engine(&self) -> Engine {
+        Engine::new(self.socket())
+    }
+
+    pub(crate) fn availability(&self, node: &str) -> String {
+        self.world().nodes[node]["Spec"]["Availability"].as_str().unwrap().to_owned()
+    }
+}
+
+fn node(name: &str, role: &str, leader: Option<bool>) -> Value {
+    let mut node = json!({
+        "ID": name, "Version": {"Index": 10},
+        "Spec": {"Role": role, "Availability": "active", "Labels": {"zone": name}, "Name": format!("the-{name}")},
+        "Description": {"Hostname": format!("host-{name}"), "Engine": {"EngineVersion": "20.10.24"}},
+        "Status": {"State": "ready", "Addr": "10.0.0.1"},
+    });
+    if let Some(leader) = leader {
+        node["ManagerStatus"] = json!({"Leader": leader, "Reachability": "reachable", "Addr": "10.0.0.1:2377"});
+    }
+    node
+}
+
+fn fail(status: u16, text: &str) -> Response {
+    (StatusCode::from_u16(status).unwrap(), Json(json!({"message": text}))).into_response()
+}
+
+impl World {
+    fn list(&self, all: &BTreeMap<String, Value>) -> Response {
+        if self.leaderless {
+            return fail(503, NO_LEADER);
+        }
+        Json(all.values().cloned().collect::<Vec<_>>()).into_response()
+    }
+
+    /// What a write has to get past.
+    fn obstacle(&mut self) -> Option<Response> {
+        if self.leaderless {
+            return Some(fail(503, NO_LEADER));
+        }
+        self.failing.pop().map(|(status, text)| fail(status, &text))
+    }
+}
+
+type At = State<Shared>;
+
+async fn nodes(State(at): At) -> Response {
+    let world = at.lock().unwrap();
+    world.list(&world.nodes)
+}
+
+async fn configs(State(at): At) -> Response {
+    let world = at.lock().unwrap();
+    world.list(&world.configs)
+}
+
+async fn empty() -> Json<Value> {
+    Json(json!([]))
+}
+
+async fn inspect_node(State(at): At, Path(id): Path<String>) -> Response {
+    match at.lock().unwrap().nodes.get(&id) {
+        Some(node) => Json(node.clone()).into_response(),
+        None => fail(404, "node not found"),
+    }
+}
+
+async fn update_node(
+    State(at): At,
+    Path(id): Path<String>,
+    Query(query): Query<BTreeMap<String, u64>>,
+    Json(spec): Json<Value>,
+) -> Response {
+    let mut world = at.lock().unwrap();
+    if let Some(refused) = world.obstacle() {
+        return refused;
+    }
+    world.index += 1;
+    let index = world.index;
+    let availability = spec["Availability"].as_str().unwrap().to_owned();
+    let node = world.nodes.get_mut(&id).unwrap();
+    if node["Version"]["Index"] != query["version"] {
+        return fail(500, "rpc error: code = Unknown desc = update out of sequence");
+    }
+    node["Spec"] = spec;
+    node["Version"]["Index"] = index.into();
+    world.availabilities.push((id, availability));
+    Json(json!({})).into_response()
+}
+
+async fn create_config(State(at): At, Json(spec): Json<Value>) -> Response {
+    let mut world = at.lock().unwrap();
+    if let Some(refused) = world.obstacle() {
+        return refused;
+    }
+    world.index += 1;
+    let index = world.index;
+    let name = spec["Name"].as_str().unwrap().to_owned();
+    if world.configs.contains_key(&name) {
+        return fail(409, "rpc error: code = AlreadyExists desc = config already exists");
+    }
+    world.configs.insert(name.clone(), json!({"ID": name, "Version": {"Index": index}, "Spec": spec}));
+    (StatusCode::CREATED, Json(json!({"ID": name}))).into_response()
+}
+
+async fn delete_config(State(at): At, Path(id): Path<String>) -> Response {
+    match at.lock().unwrap().configs.remove(&id) {
+        Some(_) => StatusCode::NO_CONTENT.into_response(),
+        None => fail(404, "config not found"),
+    }
+}
+
+async fn update_config(
+    State(at): At,
+    Path(id): Path<String>,
+    Query(query): Query<BTreeMap<String, u64>>,
+    Json(spec): Json<Value>,
+) -> Response {
+    let mut world = at.lock().unwrap();
+    if let Some(refused) = world.obstacle() {
+        return refused;
+    }
+    world.index += 1;
+    let index = world.index;
+    let rival = world.rivals > 0;
+    world.rivals = world.rivals.saturating_sub(1);
+    let config = world.configs.get_mut(&id).unwrap();
+    if rival {
+        config["Version"]["Index"] = index.into();
+    }
+    if config["Version"]["Index"] != query["version"] {
+        return fail(500, "rpc error: code = Unknown desc = update out of sequence");
+    }
+    if config["Spec"]["Name"] != spec["Name"] || config["Spec"]["Data"] != spec["Data"] {
+        return fail(400, "rpc error: code = InvalidArgument desc = only updates to Labels are allowed");
+    }
+    config["Spec"] = spec;
+    config["Version"]["Index"] = (index + 1).into();
+    world.index = index + 1;
+    StatusCode::OK.into_response()
+}

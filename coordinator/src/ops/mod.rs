@@ -1,0 +1,374 @@
+//! What an operator can ask of a rollout. Each method answers one request of [`crate::api`].
+//!
+//! [`prepare`] has what happens before a rollout is recorded; what is shown is put together in
+//! [`view`]; how failures are worded is in [`failure`]. Which node may move is never decided here.
+
+mod failure;
+mod prepare;
+#[cfg(test)]
+mod tests;
+pub(crate) mod view;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use requeen_protocol::{BundleRef, Digest, NodeId};
+use tokio::sync::Notify;
+
+use crate::api::{Failure, GrantArgs, StatusView};
+use crate::hub::Hub;
+use crate::observe::{self, Engine, ObserveError};
+use crate::plan::model::{Observed, Phase, Rollout, Step};
+use crate::plan::reasons::WaitingFor;
+use crate::plan::{self, Move, refuse};
+use crate::probe::{self, ProbeReport};
+use crate::record::{self, is_open};
+use failure::{phase_words, refused};
+
+/// How old an observation may be to be shown, milliseconds.
+const FRESH_MS: u64 = 1000;
+
+/// How long `status` waits for the engine before it shows what was seen last.
+const STATUS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often, and with which pauses, a grant is tried while other nodes move.
+const GRANT_TRIES: u32 = 20;
+const GRANT_PAUSE: Duration = Duration::from_millis(250);
+
+/// Where time and randomness come from.
+#[derive(Clone, Copy)]
+pub struct World {
+    /// The time.
+    pub now: fn() -> Timestamp,
+    /// What makes an identifier unique.
+    pub random: fn() -> Result<[u8; 4], getrandom::Error>,
+}
+
+impl World {
+    /// The real one.
+    pub fn real() -> Self {
+        Self {
+            now: Timestamp::now,
+            random: || {
+                let mut bytes = [0; 4];
+                getrandom::fill(&mut bytes).map(|()| bytes)
+            },
+        }
+    }
+}
+
+/// See the module.
+pub struct Ops {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) world: World,
+    data_dir: PathBuf,
+    /// Held while a plan or a rollout is being prepared: the hub holds one staging.
+    preparing: tokio::sync::Mutex<()>,
+    /// Held by whoever reads the record and then tells the hub what it says, so that nobody puts an
+    /// older word in the place of a newer one: an agent that is told of no rollout forgets its bundle.
+    pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Wakes the driver when it has nothing to drive.
+    pub(crate) wake: Notify,
+    record_read: AtomicBool,
+    known: Mutex<Known>,
+    bundles: Mutex<BTreeMap<Digest, BundleRef>>,
+}
+
+/// What was seen last, for `status` and for times without a leader.
+#[derive(Default)]
+struct Known {
+    observed: Option<(Timestamp, Observed)>,
+    /// Whether the last look at the swarm failed.
+    blind: bool,
+    /// The open rollout, or the last one.
+    rollout: Option<Rollout>,
+    waiting: BTreeMap<NodeId, WaitingFor>,
+}
+
+impl Ops {
+    /// Operations on the swarm of `engine`. Bundles are in `bundles` below `data_dir`.
+    pub fn new(hub: Arc<Hub>, engine: Arc<Engine>, data_dir: PathBuf) -> Self {
+        Self::in_world(hub, engine, data_dir, World::real())
+    }
+
+    /// [`Self::new`] with another time and randomness.
+    pub fn in_world(hub: Arc<Hub>, engine: Arc<Engine>, data_dir: PathBuf, world: World) -> Self {
+        Self {
+            hub,
+            engine,
+            world,
+            data_dir,
+            preparing: tokio::sync::Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            wake: Notify::new(),
+            record_read: AtomicBool::new(false),
+            known: Mutex::default(),
+            bundles: Mutex::default(),
+        }
+    }
+
+    /// Where everything stands. While the managers have no leader: where it stood.
+    pub async fn status(&self) -> Result<StatusView, Failure> {
+        let now = (self.world.now)();
+        let fresh = |known: &Known| {
+            known.observed.as_ref().is_some_and(|(then, _)| view::millis_between(*then, now) < FRESH_MS)
+        };
+        if !fresh(&self.known())
+            && let Err(failure) = self.look().await
+            && self.last_observed().is_none()
+        {
+            return Err(failure);
+        }
+        let Some(observed) = self.last_observed() else {
+            return Err(refused("nothing has been seen of the swarm yet", "try again"));
+        };
+        let known = self.known();
+        Ok(view::status(&observed, known.rollout.as_ref(), &known.waiting, now))
+    }
+
+    /// Looks at swarm and record for [`Self::status`], for a bounded time.
+    async fn look(&self) -> Result<(), Failure> {
+        let look = async {
+            self.observe().await?;
+            let docker = self.engine.client().await?;
+            let last = record::load_last(&docker).await?;
+            self.known().rollout = last.map(|stored| stored.rollout);
+            Ok(())
+        };
+        match tokio::time::timeout(STATUS_PATIENCE, look).await {
+            Ok(looked) => looked,
+            Err(_) => Err(Failure {
+                kind: crate::api::FailureKind::Unreachable,
+                error: format!("the engine did not answer within {} s", STATUS_PATIENCE.as_secs()),
+                hint: Some("a manager's engine can take 20 s during an election; try again".to_owned()),
+            }),
+        }
+    }
+
+    /// No new lease until [`Self::resume`]; nodes in work finish.
+    pub async fn pause(&self) -> Result<StatusView, Failure> {
+        self.rephase(|phase| match phase {
+            Phase::Running | Phase::Paused => Ok(Phase::Paused),
+            Phase::Halted { .. } => {
+                Err(refused(phase_refused(phase), "no lease is granted in it; `requeen resume` or `requeen abort`"))
+            }
+            Phase::Aborting | Phase::Ended { .. } => Err(refused(phase_refused(phase), "it can't be paused any more")),
+        })
+        .await
+    }
+
+    /// Goes on after a pause or a halt.
+    pub async fn resume(&self) -> Result<StatusView, Failure> {
+        self.rephase(|phase| match phase {
+            Phase::Running | Phase::Paused | Phase::Halted { .. } => Ok(Phase::Running),
+            Phase::Aborting | Phase::Ended { .. } => {
+                Err(refused(phase_refused(phase), "start another one with `requeen upgrade`"))
+            }
+        })
+        .await
+    }
+
+    /// Ends the rollout: nodes in work finish, drained ones get their availability back.
+    pub async fn abort(&self) -> Result<StatusView, Failure> {
+        self.rephase(|phase| match phase {
+            Phase::Running | Phase::Paused | Phase::Halted { .. } | Phase::Aborting => Ok(Phase::Aborting),
+            Phase::Ended { .. } => Err(refused(phase_refused(phase), "it has ended already")),
+        })
+        .await
+    }
+
+    async fn rephase(&self, next: impl Fn(&Phase) -> Result<Phase, Failure>) -> Result<StatusView, Failure> {
+        self.change(|rollout| {
+            let phase = next(&rollout.phase)?;
+            tracing::info!(rollout = %rollout.request.id, phase = phase_words(&phase), "the operator's word");
+            rollout.phase = phase;
+            Ok(())
+        })
+        .await?;
+        self.status().await
+    }
+
+    /// Grants one lease by hand, or says why it would not be safe now.
+    pub async fn grant(&self, args: GrantArgs) -> Result<(), Failure> {
+        let mut left = GRANT_TRIES;
+        loop {
+            let observed = self.observe().await?;
+            let node = refuse::resolve(&observed, &args.node)?;
+            let now = (self.world.now)();
+            let mut others_move = false;
+            let granted = self
+                .change(|rollout| {
+                    let hand = if args.force { "forced" } else { "by hand" };
+                    *rollout = granted_by_hand(rollout, &node, &args, &observed, now).map_err(|closed| {
+                        others_move = closed.others_move;
+                        closed.why
+                    })?;
+                    tracing::info!(rollout = %rollout.request.id, node = args.node, hand, "lease granted by the operator");
+                    Ok(())
+                })
+                .await;
+            match granted {
+                // A lease is granted in a round in which nothing else happens: it comes soon.
+                Err(_) if others_move && left > 0 => {
+                    left -= 1;
+                    tokio::time::sleep(GRANT_PAUSE).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// What the probe's clients saw, placed against the steps of every rollout on record.
+    pub async fn probe(&self) -> Result<ProbeReport, Failure> {
+        let docker = self.engine.client().await?;
+        let rollouts = record::load_all(&docker).await?;
+        let spans: Vec<_> = rollouts.iter().flat_map(|stored| view::spans(&stored.rollout)).collect();
+        Ok(probe::collect(&docker, &spans).await?)
+    }
+
+    /// Changes the open rollout's record and tells hub and driver.
+    async fn change(&self, change: impl FnMut(&mut Rollout) -> Result<(), Failure>) -> Result<(), Failure> {
+        let docker = self.engine.client().await?;
+        let _turn = self.turn.lock().await;
+        let ((), rollout) = record::update(&docker, change).await?;
+        self.hold(&rollout);
+        Ok(())
+    }
+
+    /// Tells hub, driver and `status` what was written.
+    fn hold(&self, rollout: &Rollout) {
+        self.known().rollout = Some(rollout.clone());
+        self.tell(Some(rollout.clone()));
+        self.wake.notify_one();
+    }
+
+    /// Observes the swarm, and keeps what it saw.
+    pub(crate) async fn observe(&self) -> Result<Observed, ObserveError> {
+        let seen = match self.engine.client().await {
+            Ok(docker) => observe::observe(&docker, &self.hub).await,
+            Err(error) => Err(error),
+        };
+        match &seen {
+            Ok(observed) => {
+                // Until the record was read nobody knows whether a rollout is open, and an agent that is
+                // told of none would forget what it holds.
+                self.hub.set_has_leader(observed.has_leader && self.record_read.load(Ordering::Acquire));
+                let mut known = self.known();
+                known.observed = Some(((self.world.now)(), observed.clone()));
+                known.blind = false;
+            }
+            Err(_) => {
+                self.hub.set_has_leader(false);
+                self.known().blind = true;
+                self.engine.renegotiate();
+            }
+        }
+        seen
+    }
+
+    /// What was seen last, with what agents have said since; without a leader if that is so now.
+    pub(crate) fn last_observed(&self) -> Option<Observed> {
+        let known = self.known();
+        let (_, last) = known.observed.clone()?;
+        Some(Observed { has_leader: last.has_leader && !known.blind, agents: self.hub.agents(), ..last })
+    }
+
+    /// Tells agents what the record says, now that it was read. Only while holding [`Self::turn`].
+    pub(crate) fn tell(&self, open: Option<Rollout>) {
+        self.hub.set_rollout(open);
+        if !self.record_read.swap(true, Ordering::AcqRel) {
+            self.hub.set_has_leader(true);
+        }
+    }
+
+    /// Keeps the rollout (the open one, or the last) and why its nodes wait, for `status`.
+    pub(crate) fn knows(&self, rollout: Option<&Rollout>, waiting: BTreeMap<NodeId, WaitingFor>) {
+        let mut known = self.known();
+        known.rollout = rollout.cloned();
+        known.waiting = waiting;
+    }
+
+    /// The open rollout as it was seen last.
+    pub(crate) fn last_open(&self) -> Option<Rollout> {
+        self.known().rollout.clone().filter(is_open)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bundles(&self) -> MutexGuard<'_, BTreeMap<Digest, BundleRef>> {
+        self.bundles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn phase_refused(phase: &Phase) -> String {
+    format!("the rollout is {}", phase_words(phase))
+}
+
+/// Why a lease can't be granted by hand.
+struct Closed {
+    why: Failure,
+    /// Whether anything else moves now, so that the answer may be another one soon.
+    others_move: bool,
+}
+
+impl From<Failure> for Closed {
+    fn from(why: Failure) -> Self {
+        Self { why, others_move: false }
+    }
+}
+
+/// The rollout with the node's lease granted by hand. Whether it may be is the planner's to say.
+fn granted_by_hand(
+    rollout: &Rollout,
+    node: &NodeId,
+    args: &GrantArgs,
+    observed: &Observed,
+    now: Timestamp,
+) -> Result<Rollout, Closed> {
+    let mut trial = rollout.clone();
+    let Some(entry) = trial.nodes.get_mut(node) else {
+        let error = format!("node {} is not in the scope of rollout {}", args.node, rollout.request.id);
+        return Err(refused(error, "`requeen status` shows which nodes are").into());
+    };
+    match rollout.phase {
+        Phase::Running => {}
+        Phase::Paused | Phase::Halted { .. } => {
+            return Err(refused(phase_refused(&rollout.phase), "`requeen resume` it first").into());
+        }
+        Phase::Aborting | Phase::Ended { .. } => {
+            return Err(refused(phase_refused(&rollout.phase), "no lease is granted any more").into());
+        }
+    }
+    match entry.step {
+        Step::Waiting { .. } => entry.step = Step::Waiting { by_hand: true, forced: args.force },
+        Step::Working { .. } | Step::Held { .. } | Step::Restoring { .. } | Step::Done { .. } => {
+            let error = format!("node {} does not wait for a lease: it is {}", entry.hostname, entry.step.name());
+            return Err(refused(error, "`requeen status` shows which nodes wait").into());
+        }
+    }
+    let hostname = entry.hostname.clone();
+    if args.force {
+        return Ok(trial);
+    }
+    let plan = plan::plan(&trial, observed, now);
+    let moves = |moved: &Move| match moved {
+        Move::Record { node: other, step: Step::Working { .. } } => other == node,
+        Move::Record { .. } | Move::SetAvailability { .. } | Move::Phase(_) => false,
+    };
+    if plan.moves.iter().any(moves) {
+        return Ok(trial);
+    }
+    let why = plan.waiting.get(node).map_or_else(|| "another node moves first".to_owned(), ToString::to_string);
+    let hint = "`requeen grant --force` overrides order, slots and quorum";
+    Err(Closed {
+        why: refused(format!("node {hostname} can't have a lease now: {why}"), hint),
+        others_move: !plan.moves.is_empty(),
+    })
+}

@@ -1,0 +1,400 @@
+//! Getting ready: nothing is recorded, let alone drained, before every node in scope has said that it
+//! holds the verified target and can install it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use requeen_protocol::{BundleRef, Digest, NodeId, NodeState, Preflight, RolloutId, Target};
+use tokio::time::Instant;
+
+use super::failure::{open, refused, refused_by};
+use super::{Ops, view};
+use crate::api::{Failure, FailureKind, PlanView, PolicyChoice, RollbackArgs, Started, UpgradeArgs};
+use crate::bundle;
+use crate::hub::Hub;
+use crate::plan::model::{Entry, Observed, Outcome, Owner, Phase, Policy, Request, Rollout, SCHEMA, Step};
+use crate::plan::orders::Staging;
+use crate::plan::reasons::Refusal;
+use crate::plan::refuse;
+use crate::record::{self, Stored, is_open};
+use crate::server::store::bundle_path;
+use crate::server::words::chain;
+
+/// How long agents that were not heard yet are waited for: they look for a coordinator that has just
+/// started with pauses of some seconds.
+const AGENTS_WITHIN: Duration = Duration::from_secs(12);
+
+/// How long the swarm may take to see an engine that answers locally, seconds: an election takes 10 to
+/// 20 s, and a manager's first answers as long again.
+const JOIN_TIMEOUT_SECS: u64 = 180;
+
+/// How long an agent may stay stuck in another rollout before that is its answer, seconds: it is told
+/// to forget the other one first.
+const STUCK_SECS: u64 = 10;
+
+/// What is to be installed, where and how.
+struct Wish {
+    target: Target,
+    /// The version, as far as it is known.
+    to: String,
+    choice: PolicyChoice,
+    workers_at_once: u32,
+    manual: bool,
+    accept_control_plane_outage: bool,
+    allow_downgrade: bool,
+    start_timeout_secs: u64,
+    stage_timeout: Duration,
+}
+
+/// A wish that was staged, or refused.
+struct Prepared<'a> {
+    id: RolloutId,
+    observed: Observed,
+    scope: BTreeSet<NodeId>,
+    policy: Policy,
+    why: String,
+    refusals: Vec<Refusal>,
+    /// Agents keep what they staged for as long as this lives, or a rollout of the same ID.
+    _staging: StagingGuard<'a>,
+}
+
+/// Ends the staging when whoever asked for it is gone.
+struct StagingGuard<'a>(&'a Hub);
+
+impl Drop for StagingGuard<'_> {
+    fn drop(&mut self) {
+        self.0.set_staging(None);
+    }
+}
+
+impl Ops {
+    /// What an upgrade would do; changes nothing.
+    pub async fn plan(&self, args: UpgradeArgs) -> Result<PlanView, Failure> {
+        let _one = self.prepare_alone()?;
+        let wish = self.wish(&args).await?;
+        let (observed, _) = self.begin().await?;
+        let scope = refuse::scope(&observed, &args.only, &args.exclude)?;
+        let done = self.prepare(&wish, scope, observed).await?;
+        Ok(view::plan(&done.observed, &done.scope, &done.id, &wish.to, done.why, done.refusals))
+    }
+
+    /// Starts a rollout.
+    pub async fn start(&self, args: UpgradeArgs, uid: u32) -> Result<Started, Failure> {
+        let _one = self.prepare_alone()?;
+        let wish = self.wish(&args).await?;
+        let (observed, earlier) = self.begin().await?;
+        let scope = refuse::scope(&observed, &args.only, &args.exclude)?;
+        self.launch(&wish, scope, observed, &earlier, uid).await
+    }
+
+    /// Starts a rollout that takes the last one back.
+    pub async fn rollback(&self, args: RollbackArgs, uid: u32) -> Result<Started, Failure> {
+        let _one = self.prepare_alone()?;
+        let (observed, earlier) = self.begin().await?;
+        let last = earlier.iter().rev().map(|stored| &stored.rollout).find(|rollout| !upgraded(rollout).is_empty());
+        let Some(last) = last else {
+            return Err(refused("no rollout has upgraded a node", "there is nothing to take back"));
+        };
+        let scope = if args.nodes.is_empty() {
+            upgraded(last).into_keys().filter(|node| observed.nodes.contains_key(node)).collect()
+        } else {
+            refuse::scope(&observed, &args.nodes, &[])?
+        };
+        let to = upgraded(last).into_values().next().unwrap_or_default();
+        let wish = Wish {
+            target: Target::Previous { of: last.request.id.clone() },
+            to,
+            choice: args.policy,
+            workers_at_once: args.workers_at_once,
+            manual: false,
+            accept_control_plane_outage: args.accept_control_plane_outage,
+            allow_downgrade: true,
+            start_timeout_secs: args.start_timeout_secs,
+            stage_timeout: Duration::from_secs(args.stage_timeout_secs),
+        };
+        self.launch(&wish, scope, observed, &earlier, uid).await
+    }
+
+    fn prepare_alone(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, Failure> {
+        self.preparing.try_lock().map_err(|_| {
+            refused(
+                "another plan or upgrade is being prepared on this manager",
+                "wait until it has answered, or end it with Ctrl-C",
+            )
+        })
+    }
+
+    async fn wish(&self, args: &UpgradeArgs) -> Result<Wish, Failure> {
+        let bundle = self.bundle(&args.bundle).await?;
+        Ok(Wish {
+            to: bundle.version.clone(),
+            target: Target::Bundle(bundle),
+            choice: args.policy,
+            workers_at_once: args.workers_at_once,
+            manual: args.manual,
+            accept_control_plane_outage: args.accept_control_plane_outage,
+            allow_downgrade: args.allow_downgrade,
+            start_timeout_secs: args.start_timeout_secs,
+            stage_timeout: Duration::from_secs(args.stage_timeout_secs),
+        })
+    }
+
+    /// The stored bundle; read once, since a digest names the same bytes for ever.
+    async fn bundle(&self, digest: &Digest) -> Result<BundleRef, Failure> {
+        if let Some(known) = self.bundles().get(digest) {
+            return Ok(known.clone());
+        }
+        let path = bundle_path(&self.data_dir.join("bundles"), digest);
+        if !path.exists() {
+            return Err(refused(
+                format!("no bundle {digest} is stored on this manager"),
+                "give the file again: `--bundle FILE`",
+            ));
+        }
+        let expected = digest.clone();
+        let inspected = tokio::task::spawn_blocking(move || bundle::inspect(&path, Some(&expected)))
+            .await
+            .map_err(|error| Failure { kind: FailureKind::Failed, error: chain(&error), hint: None })?
+            .map_err(|error| refused(chain(&error), error.hint()))?;
+        self.bundles().insert(digest.clone(), inspected.bundle.clone());
+        Ok(inspected.bundle)
+    }
+
+    /// The swarm as it is, and every rollout so far, none of which may be open.
+    async fn begin(&self) -> Result<(Observed, Vec<Stored>), Failure> {
+        let observed = self.observe().await?;
+        let docker = self.engine.client().await?;
+        let earlier = record::load_all(&docker).await?;
+        match earlier.iter().find(|stored| is_open(&stored.rollout)) {
+            Some(stored) => Err(open(&stored.rollout.request.id, &stored.rollout.phase)),
+            None => Ok((observed, earlier)),
+        }
+    }
+
+    /// Asks every node in scope to stage the target, and waits for their answers.
+    async fn prepare(&self, wish: &Wish, scope: BTreeSet<NodeId>, observed: Observed) -> Result<Prepared<'_>, Failure> {
+        let id = self.fresh_id()?;
+        let (managers, why) = refuse::choose_policy(wish.choice, &observed, &scope, &wish.to);
+        let policy = Policy {
+            managers,
+            workers_at_once: wish.workers_at_once,
+            manual: wish.manual,
+            accept_control_plane_outage: wish.accept_control_plane_outage,
+            allow_downgrade: wish.allow_downgrade,
+            start_timeout_secs: wish.start_timeout_secs,
+            join_timeout_secs: JOIN_TIMEOUT_SECS,
+        };
+        let mut prepared = Prepared {
+            id: id.clone(),
+            observed,
+            scope,
+            policy,
+            why,
+            refusals: Vec::new(),
+            _staging: StagingGuard(&self.hub),
+        };
+
+        // A node that is down is refused whatever its agent says; nobody waits for it.
+        let called = |agents: &BTreeMap<NodeId, _>, node: &NodeId| {
+            agents.contains_key(node) || prepared.observed.nodes.get(node).is_none_or(|node| !node.ready)
+        };
+        let within = AGENTS_WITHIN.min(wish.stage_timeout);
+        self.until(within, || {
+            let agents = self.hub.agents();
+            prepared.scope.iter().all(|node| called(&agents, node))
+        })
+        .await;
+        prepared.observed.agents = self.hub.agents();
+        prepared.refusals = refuse::swarm(&prepared.observed, &prepared.scope, &prepared.policy);
+        if !prepared.refusals.is_empty() {
+            return Ok(prepared);
+        }
+
+        self.hub.set_staging(Some(Staging {
+            id: id.clone(),
+            target: wish.target.clone(),
+            allow_downgrade: wish.allow_downgrade,
+            start_timeout_secs: wish.start_timeout_secs,
+            scope: prepared.scope.clone(),
+        }));
+        self.until(wish.stage_timeout, || {
+            let agents = self.hub.agents();
+            prepared
+                .scope
+                .iter()
+                .all(|node| agents.get(node).is_some_and(|agent| answered(&agent.report.state, &id, agent.state_secs)))
+        })
+        .await;
+
+        // Staging took its time: what forbids the rollout now counts, not what did before.
+        prepared.observed = self.observe().await?;
+        prepared.refusals = refuse::swarm(&prepared.observed, &prepared.scope, &prepared.policy);
+        // What a node says of another rollout is no answer to this one.
+        for agent in prepared.observed.agents.values_mut() {
+            let state = &mut agent.report.state;
+            if state.rollout().is_some_and(|other| *other != id) && !matches!(state, NodeState::Stuck { .. }) {
+                *state = NodeState::Idle;
+            }
+        }
+        prepared.refusals.extend(refuse::staged(&prepared.observed, &prepared.scope));
+        Ok(prepared)
+    }
+
+    /// Waits until `reached` holds, for `limit` at most.
+    async fn until(&self, limit: Duration, reached: impl Fn() -> bool) {
+        let deadline = Instant::now() + limit;
+        let mut changed = self.hub.changed();
+        while !reached() && Instant::now() < deadline {
+            // How long a state has lasted changes without a report, so look again after a second.
+            let look_again = deadline.min(Instant::now() + Duration::from_secs(1));
+            let _ = tokio::time::timeout_at(look_again, changed.changed()).await;
+        }
+    }
+
+    async fn launch(
+        &self,
+        wish: &Wish,
+        scope: BTreeSet<NodeId>,
+        observed: Observed,
+        earlier: &[Stored],
+        uid: u32,
+    ) -> Result<Started, Failure> {
+        let prepared = self.prepare(wish, scope, observed).await?;
+        if let Some(failure) = refused_by(&prepared.refusals) {
+            return Err(failure);
+        }
+        let now = (self.world.now)();
+        let nodes: BTreeMap<NodeId, Entry> = prepared
+            .scope
+            .iter()
+            .filter_map(|node| Some((node.clone(), first_entry(&prepared.observed, node)?)))
+            .collect();
+        if nodes.values().all(|entry| matches!(entry.step, Step::Done { .. })) {
+            return Ok(Started::NothingToDo);
+        }
+        // Executors refuse an epoch that is lower than one they have seen, and records can be removed:
+        // the seconds since 1970 keep growing without them.
+        let before = earlier.iter().map(|stored| stored.rollout.owner.epoch).max().unwrap_or_default();
+        let epoch = before.saturating_add(1).max(u64::try_from(now.as_second()).unwrap_or_default());
+        let rollout = Rollout {
+            request: Request {
+                schema: SCHEMA,
+                id: prepared.id.clone(),
+                target: wish.target.clone(),
+                policy: prepared.policy.clone(),
+                started_by_uid: uid,
+                started_at: now,
+                short_services: short_services(&prepared.observed),
+            },
+            phase: Phase::Running,
+            owner: Owner { node: prepared.observed.me.clone(), epoch, renewed: now },
+            nodes,
+        };
+        let docker = self.engine.client().await?;
+        let turn = self.turn.lock().await;
+        record::create(&docker, &rollout).await?;
+        tracing::info!(rollout = %rollout.request.id, uid, to = wish.to, why = prepared.why, "rollout started");
+        self.hold(&rollout);
+        drop(turn);
+        Ok(Started::Rollout { id: rollout.request.id })
+    }
+
+    fn fresh_id(&self) -> Result<RolloutId, Failure> {
+        let random = (self.world.random)().map_err(|error| Failure {
+            kind: FailureKind::Failed,
+            error: format!("the kernel gives no random bytes: {error}"),
+            hint: None,
+        })?;
+        let day = (self.world.now)().to_string();
+        let day: String = day.chars().take_while(|&c| c != 'T').filter(char::is_ascii_digit).collect();
+        Ok(RolloutId(format!("{day}-{}", hex::encode(random))))
+    }
+}
+
+/// Whether a node in this state has said what there is to say about staging `id`.
+fn answered(state: &NodeState, id: &RolloutId, state_secs: u64) -> bool {
+    match state {
+        NodeState::Staged { rollout, .. } | NodeState::Refused { rollout, .. } => rollout == id,
+        NodeState::Stuck { rollout, .. } => rollout == id || state_secs > STUCK_SECS,
+        NodeState::Idle
+        | NodeState::Staging { .. }
+        | NodeState::Leased { .. }
+        | NodeState::Linked { .. }
+        | NodeState::Swapping { .. }
+        | NodeState::Running { .. }
+        | NodeState::Upgraded { .. }
+        | NodeState::RolledBack { .. } => false,
+    }
+}
+
+fn preflight<'a>(observed: &'a Observed, node: &NodeId) -> Option<&'a Preflight> {
+    match &observed.agents.get(node)?.report.state {
+        NodeState::Staged { preflight, .. } => Some(preflight),
+        NodeState::Idle
+        | NodeState::Staging { .. }
+        | NodeState::Refused { .. }
+        | NodeState::Leased { .. }
+        | NodeState::Linked { .. }
+        | NodeState::Swapping { .. }
+        | NodeState::Running { .. }
+        | NodeState::Upgraded { .. }
+        | NodeState::RolledBack { .. }
+        | NodeState::Stuck { .. } => None,
+    }
+}
+
+/// A node's entry at the start; one whose files are the target's already is done.
+fn first_entry(observed: &Observed, node: &NodeId) -> Option<Entry> {
+    let view = observed.nodes.get(node)?;
+    let found = preflight(observed, node);
+    let step = if found.is_some_and(|found| found.changes.is_empty()) {
+        Step::Done { outcome: Outcome::Current }
+    } else {
+        Step::Waiting { by_hand: false, forced: false }
+    };
+    Some(Entry {
+        hostname: view.hostname.clone(),
+        role: view.role,
+        from: found.map_or_else(|| view.engine_version.clone(), |found| found.from.clone()),
+        times: vec![(step.name().to_owned(), 0)],
+        step,
+    })
+}
+
+/// Services that want more than what runs, and those in global mode that an active node lacks: however
+/// it comes, it was so before.
+fn short_services(observed: &Observed) -> Vec<String> {
+    let waiting = observed.tasks.iter().filter(|task| task.wanted && !task.running).map(|task| task.service.as_str());
+    let mut short: BTreeSet<&str> = waiting.collect();
+    let active: Vec<_> = observed
+        .nodes
+        .values()
+        .filter(|node| node.ready && node.availability == crate::plan::model::Availability::Active)
+        .map(|node| &node.id)
+        .collect();
+    for service in &observed.global_services {
+        let on = |node: &&NodeId| {
+            let runs = |task: &crate::plan::model::TaskView| {
+                task.running && task.service == *service && task.node.as_ref() == Some(*node)
+            };
+            observed.tasks.iter().any(runs)
+        };
+        if !active.iter().all(on) {
+            short.insert(service);
+        }
+    }
+    short.into_iter().map(str::to_owned).collect()
+}
+
+/// The nodes that the rollout upgraded, with the versions that they had before.
+fn upgraded(rollout: &Rollout) -> BTreeMap<NodeId, String> {
+    let was = |step: &Step| match step {
+        Step::Held { outcome, .. } | Step::Restoring { outcome, .. } | Step::Done { outcome } => match outcome {
+            Outcome::Upgraded { .. } => true,
+            Outcome::Current | Outcome::RolledBack { .. } | Outcome::Untouched | Outcome::Failed { .. } => false,
+        },
+        Step::Waiting { .. } | Step::Working { .. } => false,
+    };
+    let nodes = rollout.nodes.iter().filter(|(_, entry)| was(&entry.step));
+    nodes.map(|(node, entry)| (node.clone(), entry.from.clone())).collect()
+}

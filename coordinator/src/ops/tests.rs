@@ -1,0 +1,353 @@
+//! Whole rollouts against a fake engine and scripted agents.
+
+use std::collections::BTreeMap;
+
+use requeen_protocol::{
+    BundleRef, EngineFacts, EngineFile, LeaseId, NodeState, Order, Preflight, Report, RolloutId, Speaker,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::api::{FailureKind, PolicyChoice, RollbackArgs, Started, UpgradeArgs};
+use crate::drive;
+use crate::observe::fake::Fake;
+use crate::plan::model::Outcome;
+
+const TO: &str = "26.1.5";
+
+struct Lab {
+    fake: Fake,
+    ops: Arc<Ops>,
+    shutdown: CancellationToken,
+    /// Nodes whose new engine fails.
+    broken: Arc<Mutex<Vec<String>>>,
+    /// Nodes that have the target's files.
+    current: Arc<Mutex<Vec<String>>>,
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+fn digest() -> Digest {
+    Digest::from_hex(&"a".repeat(64)).unwrap()
+}
+
+impl Lab {
+    async fn start(managers: &[&str], workers: &[&str]) -> Arc<Self> {
+        let fake = Fake::start(managers, workers);
+        let ops = Arc::new(Ops::new(Arc::new(Hub::default()), Arc::new(fake.engine()), fake.dir.path().to_owned()));
+        let bundle = BundleRef {
+            digest: digest(),
+            size: 1,
+            version: TO.to_owned(),
+            arch: "x86_64".to_owned(),
+            files: BTreeMap::new(),
+            unpacked: 1,
+        };
+        ops.bundles().insert(digest(), bundle);
+        let lab = Arc::new(Self {
+            fake,
+            ops,
+            shutdown: CancellationToken::new(),
+            broken: Arc::default(),
+            current: Arc::default(),
+        });
+        lab.drive();
+        tokio::spawn(agents(Arc::downgrade(&lab), lab.shutdown.clone()));
+        lab
+    }
+
+    /// Starts a driver, as a restarted server does.
+    fn drive(&self) {
+        tokio::spawn(drive::run(Arc::clone(&self.ops), self.shutdown.clone()));
+    }
+
+    fn args(&self) -> UpgradeArgs {
+        UpgradeArgs {
+            bundle: digest(),
+            policy: PolicyChoice::Rolling,
+            workers_at_once: 1,
+            only: Vec::new(),
+            exclude: Vec::new(),
+            manual: false,
+            accept_control_plane_outage: false,
+            allow_downgrade: false,
+            start_timeout_secs: 60,
+            stage_timeout_secs: 10,
+        }
+    }
+
+    async fn until(&self, what: &str, reached: impl Fn(&StatusView) -> bool) -> StatusView {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        loop {
+            let status = self.ops.status().await.unwrap();
+            if reached(&status) {
+                return status;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{what}: {status:#?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn until_phase(&self, phase: fn(&Phase) -> bool) -> StatusView {
+        self.until("phase", |status| status.rollout.as_ref().is_some_and(|rollout| phase(&rollout.phase))).await
+    }
+}
+
+/// Every node's agent: does what it is ordered, at once.
+async fn agents(lab: std::sync::Weak<Lab>, shutdown: CancellationToken) {
+    while let Some(lab) = lab.upgrade() {
+        let hub = &lab.ops.hub;
+        let known: Vec<String> = lab.fake.world().nodes.keys().cloned().collect();
+        for name in known {
+            let node = NodeId(name.clone());
+            let said = hub.agents().get(&node).map(|agent| agent.report.clone());
+            let version = lab.fake.world().nodes[&name]["Description"]["Engine"]["EngineVersion"].clone();
+            let mut report = said.unwrap_or_else(|| Report {
+                node,
+                agent_version: "1".to_owned(),
+                speaker: Speaker::Task,
+                boot_id: "b".to_owned(),
+                engine: None,
+                state: NodeState::Idle,
+                seen: None,
+            });
+            report.engine = Some(EngineFacts {
+                version: version.as_str().unwrap().to_owned(),
+                api_version: "1.41".to_owned(),
+                started_us: 1,
+                files: BTreeMap::new(),
+            });
+            report.state = obey(&lab, &name, hub.order_for(&report), report.state.clone());
+            hub.report(report);
+        }
+        drop(lab);
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_millis(5)) => {}
+        }
+    }
+}
+
+fn obey(lab: &Lab, name: &str, order: Order, state: NodeState) -> NodeState {
+    let current = lab.current.lock().unwrap().iter().any(|other| other == name);
+    let leased = |lease: &requeen_protocol::Lease| NodeState::Leased {
+        rollout: lease.rollout.clone(),
+        lease: lease.id.clone(),
+        task_containers: 0,
+    };
+    match order {
+        Order::Wait { .. } => state,
+        Order::Stage { rollout, .. } => NodeState::Staged {
+            rollout,
+            preflight: Preflight {
+                from: "20.10.24".to_owned(),
+                to: TO.to_owned(),
+                set: digest(),
+                changes: if current { Vec::new() } else { vec![EngineFile::Dockerd] },
+                standalone: Vec::new(),
+                notes: Vec::new(),
+            },
+        },
+        Order::Hold { lease } => leased(&lease),
+        Order::Link { lease } => {
+            assert_eq!(lab.fake.availability(name), "drain", "linked before it was drained");
+            NodeState::Linked { rollout: lease.rollout, lease: lease.id, task_containers: 0 }
+        }
+        Order::Stop { permit } => restart(lab, name, permit.lease.rollout, permit.lease.id),
+        Order::Settle { lease } => {
+            NodeState::Upgraded { rollout: lease.rollout, lease: lease.id, engine_down_ms: 1190, set: digest() }
+        }
+        Order::SwitchBack { .. } => state,
+        Order::Withdraw { .. } | Order::Forget { .. } => NodeState::Idle,
+    }
+}
+
+fn restart(lab: &Lab, name: &str, rollout: RolloutId, lease: LeaseId) -> NodeState {
+    assert_eq!(lab.fake.availability(name), "drain", "stopped while not drained");
+    if lab.broken.lock().unwrap().iter().any(|other| other == name) {
+        let (reason, log) = ("it exits at once".to_owned(), vec!["fatal".to_owned()]);
+        return NodeState::RolledBack { rollout, lease, reason, engine_down_ms: 9000, log };
+    }
+    let mut world = lab.fake.world();
+    world.index += 1;
+    let index = world.index;
+    let node = world.nodes.get_mut(name).unwrap();
+    node["Description"]["Engine"]["EngineVersion"] = TO.into();
+    node["Version"]["Index"] = index.into();
+    NodeState::Running { rollout, lease, engine_down_ms: 1190 }
+}
+
+fn ended(phase: &Phase) -> bool {
+    matches!(phase, Phase::Ended { .. })
+}
+
+#[tokio::test]
+async fn a_swarm_is_upgraded_and_left_as_it_was() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1", "w2"]).await;
+    lab.fake.world().nodes.get_mut("w2").unwrap()["Spec"]["Availability"] = "pause".into();
+    let specs: Vec<_> = lab.fake.world().nodes.values().map(|node| node["Spec"].clone()).collect();
+
+    let plan = lab.ops.plan(lab.args()).await.unwrap();
+    assert_eq!(plan.refusals, []);
+    let order: Vec<_> = plan.nodes.iter().map(|node| node.id.as_str()).collect();
+    assert_eq!(order, ["m2", "m3", "m1", "w1", "w2"]);
+    assert!(plan.nodes.iter().all(|node| node.staged && node.from == "20.10.24" && node.to == TO));
+    assert_eq!(lab.ops.hub.staging(), None);
+    assert!(lab.fake.world().configs.is_empty());
+
+    let Started::Rollout { id } = lab.ops.start(lab.args(), 1000).await.unwrap() else { panic!("nothing to do?") };
+    let status = lab.until_phase(ended).await;
+    assert_eq!(status.rollout.unwrap().id, id);
+    for node in &status.nodes {
+        let upgraded = Step::Done { outcome: Outcome::Upgraded { engine_down_ms: 1190 } };
+        assert_eq!((node.step.as_ref(), node.engine.as_str()), (Some(&upgraded), TO));
+        let steps: Vec<_> = node.times.iter().map(|(step, _)| step.as_str()).collect();
+        assert_eq!(steps[..2], ["waiting", "granted"]);
+        assert_eq!(steps.last(), Some(&"upgraded"));
+        assert!(node.times.is_sorted_by_key(|(_, ms)| *ms));
+    }
+    let after: Vec<_> = lab.fake.world().nodes.values().map(|node| node["Spec"].clone()).collect();
+    assert_eq!(after, specs, "availability, labels, names and roles are what they were");
+    let drained: Vec<_> = lab.fake.world().availabilities.iter().filter(|(_, to)| to == "drain").cloned().collect();
+    assert_eq!(drained.iter().map(|(node, _)| node.as_str()).collect::<Vec<_>>(), ["m2", "m3", "m1", "w1", "w2"]);
+}
+
+#[tokio::test]
+async fn nodes_that_have_the_files_are_not_touched() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1"]).await;
+    lab.current.lock().unwrap().extend(["m1", "m2", "m3", "w1"].map(str::to_owned));
+    assert!(lab.ops.plan(lab.args()).await.unwrap().nothing_to_do);
+    assert_eq!(lab.ops.start(lab.args(), 0).await.unwrap(), Started::NothingToDo);
+    assert!(lab.fake.world().configs.is_empty());
+
+    lab.current.lock().unwrap().pop();
+    lab.ops.start(lab.args(), 0).await.unwrap();
+    lab.until_phase(ended).await;
+    assert_eq!(
+        lab.fake.world().availabilities,
+        [("w1".to_owned(), "drain".to_owned()), ("w1".to_owned(), "active".to_owned())]
+    );
+}
+
+#[tokio::test]
+async fn a_failure_halts_and_an_abort_ends() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1"]).await;
+    lab.broken.lock().unwrap().push("m3".to_owned());
+    lab.ops.start(lab.args(), 0).await.unwrap();
+    let status = lab.until_phase(|phase| matches!(phase, Phase::Halted { .. })).await;
+    let step = |name: &str| status.nodes.iter().find(|node| node.id == name).unwrap().step.clone().unwrap();
+    assert!(matches!(step("w1"), Step::Waiting { .. }));
+
+    let failure = lab.ops.start(lab.args(), 0).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Refused);
+    assert!(failure.error.contains("halted: host-m3"), "{}", failure.error);
+    let failure = lab.ops.pause().await.unwrap_err();
+    assert!(failure.error.contains("halted"), "{}", failure.error);
+
+    lab.ops.abort().await.unwrap();
+    let status = lab.until_phase(ended).await;
+    let step = |name: &str| status.nodes.iter().find(|node| node.id == name).unwrap().step.clone().unwrap();
+    assert_eq!(step("w1"), Step::Done { outcome: Outcome::Untouched });
+    assert_eq!(lab.fake.availability("m3"), "active");
+    assert_eq!(lab.ops.abort().await.unwrap_err().error, "no rollout is open");
+
+    // What was upgraded can be taken back, and nothing else is in scope.
+    let args = RollbackArgs {
+        nodes: Vec::new(),
+        policy: PolicyChoice::Rolling,
+        workers_at_once: 1,
+        accept_control_plane_outage: false,
+        start_timeout_secs: 60,
+        stage_timeout_secs: 10,
+    };
+    lab.ops.rollback(args, 0).await.unwrap();
+    let status = lab.until_phase(ended).await;
+    let scope: Vec<_> = status.nodes.iter().filter(|node| node.step.is_some()).map(|node| node.id.as_str()).collect();
+    assert_eq!(scope, ["m2"]);
+}
+
+#[tokio::test]
+async fn leases_are_granted_by_hand() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1"]).await;
+    lab.ops.start(UpgradeArgs { manual: true, ..lab.args() }, 0).await.unwrap();
+    let grant = |node: &str| lab.ops.grant(GrantArgs { node: node.to_owned(), force: false });
+    let failure = grant("w1").await.unwrap_err();
+    assert!(failure.error.contains("managers go first"), "{}", failure.error);
+    assert!(lab.fake.world().availabilities.is_empty());
+
+    grant("host-m2").await.unwrap();
+    lab.until("m2 is done", |status| {
+        status.nodes.iter().any(|node| node.id == "m2" && matches!(node.step, Some(Step::Done { .. })))
+    })
+    .await;
+    let failure = grant("m2").await.unwrap_err();
+    assert!(failure.error.contains("upgraded"), "{}", failure.error);
+    assert!(lab.fake.world().availabilities.iter().all(|(node, _)| node == "m2"));
+
+    lab.ops.pause().await.unwrap();
+    assert!(grant("m3").await.unwrap_err().error.contains("paused"));
+    assert!(grant("m9").await.unwrap_err().error.contains("m9"));
+    lab.ops.resume().await.unwrap();
+    grant("m3").await.unwrap();
+}
+
+#[tokio::test]
+async fn an_election_stops_nothing_for_good() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1"]).await;
+    lab.ops.start(lab.args(), 0).await.unwrap();
+    lab.until("the first drain", |_| !lab.fake.world().availabilities.is_empty()).await;
+    lab.fake.world().leaderless = true;
+    let status = lab.until("no leader", |status| !status.has_leader).await;
+    assert_eq!(status.nodes.len(), 4, "what was seen last is still shown");
+    let failure = lab.ops.plan(lab.args()).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Refused);
+    assert!(failure.error.contains("no leader"), "{}", failure.error);
+    {
+        let mut world = lab.fake.world();
+        world.leaderless = false;
+        world.rivals = 3;
+        world.failing = vec![(500, "rpc error: code = Unknown desc = raft: no elected cluster leader".to_owned()); 3];
+    }
+    lab.until_phase(ended).await;
+    assert_eq!(lab.fake.availability("w1"), "active");
+}
+
+#[tokio::test]
+async fn a_restarted_server_goes_on() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1"]).await;
+    lab.ops.start(lab.args(), 0).await.unwrap();
+    lab.until("the first drain", |_| !lab.fake.world().availabilities.is_empty()).await;
+    // A server that starts again knows nothing; agents must not be told that no rollout is open.
+    let hub = Arc::new(Hub::default());
+    let again = Ops::new(Arc::clone(&hub), Arc::new(lab.fake.engine()), lab.fake.dir.path().to_owned());
+    again.observe().await.unwrap();
+    let report = lab.ops.hub.agents()[&NodeId::from("m2")].report.clone();
+    assert!(matches!(hub.order_for(&report), Order::Wait { .. }), "{:?}", hub.order_for(&report));
+    let shutdown = CancellationToken::new();
+    let driver = tokio::spawn(drive::run(Arc::new(again), shutdown.clone()));
+    let mut changed = hub.changed();
+    while hub.rollout().is_none() {
+        changed.changed().await.unwrap();
+    }
+    assert!(hub.has_leader());
+    shutdown.cancel();
+    driver.await.unwrap();
+    lab.until_phase(ended).await;
+}
+
+#[tokio::test]
+async fn agents_that_are_missing_are_named() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1"]).await;
+    lab.fake.world().nodes.get_mut("w1").unwrap()["Status"]["State"] = "down".into();
+    let plan = lab.ops.plan(lab.args()).await.unwrap();
+    assert_eq!(plan.refusals.iter().map(|refusal| refusal.node.as_deref()).collect::<Vec<_>>(), [Some("host-w1")]);
+    let failure = lab.ops.start(lab.args(), 0).await.unwrap_err();
+    assert_eq!((failure.kind, failure.hint.is_some()), (FailureKind::Refused, true));
+    assert!(failure.error.contains("host-w1"), "{}", failure.error);
+    let without = UpgradeArgs { exclude: vec!["w1".to_owned()], ..lab.args() };
+    assert!(matches!(lab.ops.start(without, 0).await.unwrap(), Started::Rollout { .. }));
+}

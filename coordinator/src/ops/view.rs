@@ -1,0 +1,298 @@
+//! What the operator sees, from what was observed and recorded. Pure.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use requeen_protocol::{NodeId, NodeState, RolloutId, Target};
+
+use crate::api::{NodeStatus, PlanView, PlannedNode, RolloutView, StatusView};
+use crate::plan::model::{Entry, Observed, Rollout, Step};
+use crate::plan::reasons::{Refusal, WaitingFor};
+use crate::plan::refuse;
+use crate::probe::StepSpan;
+use crate::record::is_open;
+
+/// Milliseconds from `from` to `to`, 0 if `to` is earlier.
+pub(crate) fn millis_between(from: Timestamp, to: Timestamp) -> u64 {
+    u64::try_from(to.duration_since(from).as_millis()).unwrap_or(0)
+}
+
+/// The status of everything.
+pub(super) fn status(
+    observed: &Observed,
+    rollout: Option<&Rollout>,
+    waiting: &BTreeMap<NodeId, WaitingFor>,
+    now: Timestamp,
+) -> StatusView {
+    let everyone = observed.nodes.keys().cloned().collect();
+    let nodes = refuse::order(observed, &everyone)
+        .into_iter()
+        .filter_map(|id| {
+            let node = observed.nodes.get(&id)?;
+            let entry = rollout.and_then(|rollout| rollout.nodes.get(&id));
+            let agent = observed.agents.get(&id);
+            let open = rollout.filter(|rollout| is_open(rollout));
+            let why = entry.and_then(|entry| match (&entry.step, open) {
+                (Step::Done { .. }, _) => None,
+                // An abort leaves it so, and the operator has to know for as long as it is so.
+                (Step::Held { .. }, None) => Some(WaitingFor::KeptDrained),
+                (Step::Waiting { .. } | Step::Working { .. } | Step::Restoring { .. }, None) => None,
+                (Step::Waiting { .. } | Step::Working { .. } | Step::Held { .. } | Step::Restoring { .. }, Some(_)) => {
+                    waiting.get(&id).cloned()
+                }
+            });
+            Some(NodeStatus {
+                id: id.to_string(),
+                hostname: node.hostname.clone(),
+                role: node.role,
+                leader: node.leader,
+                availability: node.availability,
+                ready: node.ready,
+                engine: node.engine_version.clone(),
+                step: entry.map(|entry| entry.step.clone()),
+                times: entry.map(|entry| entry.times.clone()).unwrap_or_default(),
+                since_ms: open.zip(entry).map(|(rollout, entry)| since_ms(rollout, entry, now)),
+                agent: agent.map(|agent| agent.report.state.clone()),
+                silent_secs: agent.map(|agent| agent.silent_secs),
+                why: why.as_ref().map(ToString::to_string),
+                waiting: why,
+            })
+        })
+        .collect();
+    StatusView {
+        server_version: env!("CARGO_PKG_VERSION").to_owned(),
+        server_node: hostname(observed, &observed.me),
+        has_leader: observed.has_leader,
+        rollout: rollout.map(|rollout| rollout_view(observed, rollout, now)),
+        nodes,
+    }
+}
+
+fn since_ms(rollout: &Rollout, entry: &Entry, now: Timestamp) -> u64 {
+    let began = entry.times.last().map_or(0, |(_, ms)| *ms);
+    millis_between(rollout.request.started_at, now).saturating_sub(began)
+}
+
+fn rollout_view(observed: &Observed, rollout: &Rollout, now: Timestamp) -> RolloutView {
+    // The last write of a record that has ended is its end.
+    let until = if is_open(rollout) { now } else { rollout.owner.renewed };
+    RolloutView {
+        id: rollout.request.id.clone(),
+        to: target_words(&rollout.request.target),
+        phase: rollout.phase.clone(),
+        owner: hostname(observed, &rollout.owner.node),
+        started_at: rollout.request.started_at.to_string(),
+        elapsed_ms: millis_between(rollout.request.started_at, until),
+    }
+}
+
+fn target_words(target: &Target) -> String {
+    match target {
+        Target::Bundle(bundle) => bundle.version.clone(),
+        Target::Previous { of } => format!("the engine before rollout {of}"),
+    }
+}
+
+fn hostname(observed: &Observed, node: &NodeId) -> String {
+    observed.nodes.get(node).map_or_else(|| node.to_string(), |node| node.hostname.clone())
+}
+
+/// The plan of a rollout that has been staged as `id`, or was refused before.
+pub(super) fn plan(
+    observed: &Observed,
+    scope: &std::collections::BTreeSet<NodeId>,
+    id: &RolloutId,
+    to: &str,
+    policy: String,
+    refusals: Vec<Refusal>,
+) -> PlanView {
+    let nodes: Vec<PlannedNode> = refuse::order(observed, scope)
+        .into_iter()
+        .filter_map(|node| {
+            let view = observed.nodes.get(&node)?;
+            let preflight = observed.agents.get(&node).and_then(|agent| match &agent.report.state {
+                NodeState::Staged { rollout, preflight } if rollout == id => Some(preflight),
+                NodeState::Idle
+                | NodeState::Staging { .. }
+                | NodeState::Staged { .. }
+                | NodeState::Refused { .. }
+                | NodeState::Leased { .. }
+                | NodeState::Linked { .. }
+                | NodeState::Swapping { .. }
+                | NodeState::Running { .. }
+                | NodeState::Upgraded { .. }
+                | NodeState::RolledBack { .. }
+                | NodeState::Stuck { .. } => None,
+            });
+            let mut notes = preflight.map(|found| found.notes.clone()).unwrap_or_default();
+            if let Some(found) = preflight.filter(|found| !found.standalone.is_empty()) {
+                notes.push(format!(
+                    "containers that are no swarm tasks stop with the engine: {}",
+                    found.standalone.join(", ")
+                ));
+            }
+            Some(PlannedNode {
+                id: node.to_string(),
+                hostname: view.hostname.clone(),
+                role: view.role,
+                leader: view.leader,
+                availability: view.availability,
+                from: preflight.map_or_else(|| view.engine_version.clone(), |found| found.from.clone()),
+                to: preflight.map_or_else(|| to.to_owned(), |found| found.to.clone()),
+                changes: preflight
+                    .map(|found| found.changes.iter().map(ToString::to_string).collect())
+                    .unwrap_or_default(),
+                staged: preflight.is_some(),
+                notes,
+            })
+        })
+        .collect();
+    PlanView {
+        to: to.to_owned(),
+        policy,
+        nothing_to_do: refusals.is_empty() && nodes.iter().all(|node| node.staged && node.changes.is_empty()),
+        nodes,
+        refusals,
+    }
+}
+
+/// When which step was under way where, for the probe's report. Waiting and being done or held is no
+/// step that could disturb anything.
+pub(super) fn spans(rollout: &Rollout) -> Vec<StepSpan> {
+    const IN_WORK: &[&str] = &[
+        "granted",
+        "draining",
+        "emptying",
+        "linking",
+        "swapping",
+        "settling",
+        "switching-back",
+        "withdrawing",
+        "restoring",
+    ];
+    let at = |ms: u64| {
+        let since = jiff::SignedDuration::from_millis(i64::try_from(ms).unwrap_or(i64::MAX));
+        rollout.request.started_at.checked_add(since).unwrap_or(Timestamp::MAX)
+    };
+    let mut spans = Vec::new();
+    for entry in rollout.nodes.values() {
+        for (n, (step, began)) in entry.times.iter().enumerate() {
+            if IN_WORK.contains(&step.as_str()) {
+                spans.push(StepSpan {
+                    node: entry.hostname.clone(),
+                    step: step.clone(),
+                    from: at(*began),
+                    to: entry.times.get(n + 1).map(|(_, ended)| at(*ended)),
+                });
+            }
+        }
+    }
+    spans
+}
+
+#[cfg(test)]
+mod tests {
+    use requeen_protocol::{LeaseId, Target};
+
+    use super::*;
+    use crate::plan::model::{
+        Availability, LeaseRecord, ManagerPolicy, NodeView, Outcome, Owner, Phase, Policy, Request, Role, SCHEMA, Work,
+    };
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + second).unwrap()
+    }
+
+    fn swarm() -> Observed {
+        let node = |id: &str| NodeView {
+            id: NodeId::from(id),
+            hostname: format!("host-{id}"),
+            role: Role::Manager,
+            availability: Availability::Drain,
+            ready: true,
+            leader: false,
+            reachable: true,
+            engine_version: "26.1.5".to_owned(),
+            addr: String::new(),
+            index: 1,
+        };
+        Observed {
+            me: NodeId::from("m1"),
+            has_leader: true,
+            nodes: ["m1", "m2"].map(|id| (NodeId::from(id), node(id))).into(),
+            tasks: Vec::new(),
+            global_services: Vec::new(),
+            agents: BTreeMap::new(),
+        }
+    }
+
+    fn rollout(phase: Phase, steps: [Step; 2]) -> Rollout {
+        let entry = |step| Entry {
+            hostname: "host".to_owned(),
+            role: Role::Manager,
+            from: "20.10.24".to_owned(),
+            step,
+            times: vec![("waiting".to_owned(), 0), ("draining".to_owned(), 1000), ("emptying".to_owned(), 3000)],
+        };
+        Rollout {
+            request: Request {
+                schema: SCHEMA,
+                id: RolloutId::from("r"),
+                target: Target::Previous { of: RolloutId::from("q") },
+                policy: Policy {
+                    managers: ManagerPolicy::HoldDrained,
+                    workers_at_once: 1,
+                    manual: false,
+                    accept_control_plane_outage: false,
+                    allow_downgrade: false,
+                    start_timeout_secs: 60,
+                    join_timeout_secs: 180,
+                },
+                started_by_uid: 0,
+                started_at: at(0),
+                short_services: Vec::new(),
+            },
+            phase,
+            owner: Owner { node: NodeId::from("m1"), epoch: 1, renewed: at(60) },
+            nodes: ["m1", "m2"].map(NodeId::from).into_iter().zip(steps.map(entry)).collect(),
+        }
+    }
+
+    fn held() -> Step {
+        Step::Held { before: Availability::Active, outcome: Outcome::Upgraded { engine_down_ms: 1 } }
+    }
+
+    #[test]
+    fn managers_that_an_abort_leaves_drained_are_named() {
+        let done = Step::Done { outcome: Outcome::Untouched };
+        let aborted = rollout(Phase::Ended { aborted: true }, [held(), done]);
+        let view = status(&swarm(), Some(&aborted), &BTreeMap::new(), at(100));
+        let waiting: Vec<_> = view.nodes.iter().map(|node| node.waiting.clone()).collect();
+        assert_eq!(waiting, [Some(WaitingFor::KeptDrained), None]);
+        assert!(view.nodes[0].why.as_ref().unwrap().contains("docker node update --availability active"));
+        assert_eq!(view.rollout.unwrap().elapsed_ms, 60_000, "the clock stops with the last write");
+        assert_eq!(view.nodes[0].since_ms, None);
+    }
+
+    #[test]
+    fn an_open_rollout_shows_since_when_and_why() {
+        let lease = LeaseRecord { id: LeaseId::from("l"), epoch: 1, forced: false };
+        let working = Step::Working { lease, before: Availability::Active, work: Work::Emptying };
+        let open = rollout(Phase::Running, [held(), working]);
+        let waiting = BTreeMap::from([(NodeId::from("m2"), WaitingFor::Drain)]);
+        let view = status(&swarm(), Some(&open), &waiting, at(100));
+        assert_eq!(view.nodes[1].since_ms, Some(97_000));
+        assert_eq!(view.nodes[1].why.as_deref(), Some("being drained"));
+        let view = view.rollout.unwrap();
+        assert_eq!((view.elapsed_ms, view.owner.as_str()), (100_000, "host-m1"));
+        assert_eq!(view.to, "the engine before rollout q");
+    }
+
+    #[test]
+    fn spans_are_the_steps_that_disturb() {
+        let spans = spans(&rollout(Phase::Running, [held(), held()]));
+        let brief: Vec<_> = spans.iter().take(2).map(|span| (span.step.as_str(), span.from, span.to)).collect();
+        assert_eq!(brief, [("draining", at(1), Some(at(3))), ("emptying", at(3), None)]);
+        assert_eq!(spans.len(), 4);
+    }
+}

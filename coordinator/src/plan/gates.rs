@@ -1,0 +1,295 @@
+//! The gates that a node passes: before its lease, before its stop, and after its restart. Each says
+//! what closes it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use requeen_protocol::{NodeId, NodeState};
+
+use super::model::{AgentView, Availability, LeaseRecord, NodeView, Observed, Phase, Role, Rollout, Step};
+use super::reasons::WaitingFor;
+
+/// Whether losing `one` more manager leaves a majority. Managers outside the rollout count too.
+pub(crate) fn quorum_without(observed: &Observed, one: &NodeId) -> Result<(), (usize, usize)> {
+    let managers = observed.nodes.values().filter(|node| node.role == Role::Manager);
+    let (mut all, mut reachable, mut lost) = (0, 0, 0);
+    for manager in managers {
+        all += 1;
+        if manager.reachable {
+            reachable += 1;
+            lost += usize::from(manager.id == *one);
+        }
+    }
+    if reachable - lost >= all / 2 + 1 { Ok(()) } else { Err((reachable, all)) }
+}
+
+/// Host names of the rollout's managers that are neither done nor held.
+pub(crate) fn open_managers(rollout: &Rollout) -> Vec<String> {
+    rollout
+        .nodes
+        .values()
+        .filter(|entry| entry.role == Role::Manager)
+        .filter(|entry| match entry.step {
+            Step::Waiting { .. } | Step::Working { .. } => true,
+            // A held manager whose availability is being restored does not hold back the others'.
+            Step::Held { .. } | Step::Restoring { .. } | Step::Done { .. } => false,
+        })
+        .map(|entry| entry.hostname.clone())
+        .collect()
+}
+
+/// Tasks that keep the node from being empty.
+pub(crate) fn emptied(observed: &Observed, node: &NodeView, agent: &AgentView) -> Option<WaitingFor> {
+    if node.availability != Availability::Drain {
+        return Some(WaitingFor::AvailabilityChanged { now: node.availability.to_string() });
+    }
+    let services: BTreeSet<_> = observed
+        .tasks
+        .iter()
+        .filter(|task| task.alive && task.node.as_ref() == Some(&node.id))
+        .map(|task| task.service.clone())
+        .collect();
+    if !services.is_empty() {
+        return Some(WaitingFor::TasksToEnd { services: services.into_iter().collect() });
+    }
+    match agent.report.state {
+        NodeState::Leased { task_containers: count, .. } | NodeState::Linked { task_containers: count, .. }
+            if count > 0 =>
+        {
+            Some(WaitingFor::ContainersToEnd { count })
+        }
+        NodeState::Idle
+        | NodeState::Staging { .. }
+        | NodeState::Staged { .. }
+        | NodeState::Refused { .. }
+        | NodeState::Leased { .. }
+        | NodeState::Linked { .. }
+        | NodeState::Swapping { .. }
+        | NodeState::Running { .. }
+        | NodeState::Upgraded { .. }
+        | NodeState::RolledBack { .. }
+        | NodeState::Stuck { .. } => None,
+    }
+}
+
+/// What the swarm has yet to see of a node whose new engine answers locally.
+pub(crate) fn unseen(node: &NodeView, agent: &AgentView, index: u64) -> Option<String> {
+    let mut missing = Vec::new();
+    if !node.ready {
+        missing.push("state ready".to_owned());
+    }
+    if node.index <= index {
+        missing.push("a change of the node since its stop".to_owned());
+    }
+    match &agent.report.engine {
+        Some(engine) if engine.version != node.engine_version => {
+            missing.push(format!("version {} (it shows {})", engine.version, node.engine_version));
+        }
+        Some(_) => {}
+        None => missing.push("an engine that answers".to_owned()),
+    }
+    if node.role == Role::Manager && !node.reachable {
+        missing.push("a reachable manager".to_owned());
+    }
+    (!missing.is_empty()).then(|| missing.join(", "))
+}
+
+/// Services whose tasks do not all run again around `node`: those that want a task which does not run
+/// yet, and those in global mode that have none on an active node.
+pub(crate) fn short_services(rollout: &Rollout, observed: &Observed, node: &NodeView) -> Vec<String> {
+    let mut short: BTreeSet<&str> =
+        observed.tasks.iter().filter(|task| task.wanted && !task.running).map(|task| task.service.as_str()).collect();
+    if node.availability == Availability::Active {
+        let here: BTreeSet<&str> = observed
+            .tasks
+            .iter()
+            .filter(|task| task.running && task.node.as_ref() == Some(&node.id))
+            .map(|task| task.service.as_str())
+            .collect();
+        short.extend(observed.global_services.iter().map(String::as_str).filter(|service| !here.contains(service)));
+    }
+    short
+        .into_iter()
+        .filter(|service| !rollout.request.short_services.iter().any(|known| known == service))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The rollout and the swarm, with what several gates need computed once.
+pub(crate) struct Gates<'a> {
+    rollout: &'a Rollout,
+    observed: &'a Observed,
+    in_work: Vec<&'a NodeId>,
+    /// Nodes of every service's running tasks.
+    running: BTreeMap<&'a str, BTreeSet<&'a NodeId>>,
+}
+
+impl<'a> Gates<'a> {
+    pub(crate) fn new(rollout: &'a Rollout, observed: &'a Observed) -> Self {
+        let in_work = rollout.nodes.iter().filter(|(_, entry)| entry.step.in_work()).map(|(id, _)| id).collect();
+        let mut running: BTreeMap<&str, BTreeSet<&NodeId>> = BTreeMap::new();
+        for task in observed.tasks.iter().filter(|task| task.running) {
+            if let Some(node) = &task.node {
+                running.entry(&task.service).or_default().insert(node);
+            }
+        }
+        Self { rollout, observed, in_work, running }
+    }
+
+    fn name(&self, id: &NodeId) -> String {
+        self.rollout.nodes.get(id).map_or_else(|| id.to_string(), |entry| entry.hostname.clone())
+    }
+
+    fn in_work_of(&self, role: Role) -> Vec<String> {
+        self.in_work
+            .iter()
+            .filter(|id| self.rollout.nodes[**id].role == role)
+            .map(|id| self.name(id))
+            .collect()
+    }
+
+    pub(crate) fn in_work_names(&self) -> Vec<String> {
+        self.in_work.iter().map(|id| self.name(id)).collect()
+    }
+
+    pub(crate) fn availability(&self, id: &NodeId) -> Availability {
+        self.observed.nodes.get(id).map_or(Availability::Active, |node| node.availability)
+    }
+
+    /// What keeps the node from getting a lease now. `forced` opens all gates that an operator may
+    /// answer for: order, slots and quorum. Staging is none of them.
+    pub(crate) fn closed(&self, id: &NodeId, by_hand: bool, forced: bool) -> Option<WaitingFor> {
+        match self.rollout.phase {
+            Phase::Running | Phase::Aborting | Phase::Ended { .. } => {}
+            Phase::Paused => return Some(WaitingFor::Paused),
+            Phase::Halted { .. } => return Some(WaitingFor::Halted),
+        }
+        if let Some(why) = self.unstaged(id) {
+            return Some(why);
+        }
+        if self.rollout.request.policy.manual && !by_hand {
+            return Some(WaitingFor::Grant);
+        }
+        if forced {
+            return None;
+        }
+        self.others_unstaged(id)
+            .or_else(|| match self.rollout.nodes[id].role {
+                Role::Manager => self.manager_closed(id),
+                Role::Worker => self.worker_closed(id),
+            })
+    }
+
+    /// Whether the node itself has staged the target.
+    fn unstaged(&self, id: &NodeId) -> Option<WaitingFor> {
+        let Some(agent) = self.observed.agents.get(id) else {
+            return Some(WaitingFor::Agent);
+        };
+        if agent.silent_secs > super::SILENT_SECS {
+            return Some(WaitingFor::SilentAgent { secs: agent.silent_secs });
+        }
+        match &agent.report.state {
+            NodeState::Staged { rollout, .. } if *rollout == self.rollout.request.id => None,
+            NodeState::Staging { rollout, progress } if *rollout == self.rollout.request.id => {
+                Some(WaitingFor::Staging { progress: Some(*progress) })
+            }
+            NodeState::Idle
+            | NodeState::Staging { .. }
+            | NodeState::Staged { .. }
+            | NodeState::Refused { .. }
+            | NodeState::Leased { .. }
+            | NodeState::Linked { .. }
+            | NodeState::Swapping { .. }
+            | NodeState::Running { .. }
+            | NodeState::Upgraded { .. }
+            | NodeState::RolledBack { .. }
+            | NodeState::Stuck { .. } => Some(WaitingFor::Staging { progress: None }),
+        }
+    }
+
+    /// Nothing is drained before every node has staged.
+    fn others_unstaged(&self, id: &NodeId) -> Option<WaitingFor> {
+        let nodes: Vec<_> = self
+            .rollout
+            .nodes
+            .iter()
+            .filter(|(other, entry)| *other != id && matches!(entry.step, Step::Waiting { .. }))
+            .filter(|(other, _)| self.unstaged(other).is_some())
+            .map(|(_, entry)| entry.hostname.clone())
+            .collect();
+        (!nodes.is_empty()).then_some(WaitingFor::OthersStaging { nodes })
+    }
+
+    fn manager_closed(&self, id: &NodeId) -> Option<WaitingFor> {
+        if let Some(node) = self.in_work_of(Role::Manager).into_iter().next() {
+            return Some(WaitingFor::PriorManager { node });
+        }
+        let workers = self.in_work_of(Role::Worker);
+        if !workers.is_empty() {
+            return Some(WaitingFor::Slot { busy: workers });
+        }
+        let scope = self.rollout.nodes.keys().cloned().collect();
+        let prior = super::refuse::order(self.observed, &scope)
+            .into_iter()
+            .take_while(|other| other != id)
+            .find(|other| matches!(self.rollout.nodes[other].step, Step::Waiting { .. }));
+        if let Some(prior) = prior
+            && !self.rollout.request.policy.manual
+        {
+            return Some(WaitingFor::PriorManager { node: self.name(&prior) });
+        }
+        self.quorum(id)
+    }
+
+    fn quorum(&self, id: &NodeId) -> Option<WaitingFor> {
+        if self.rollout.request.policy.accept_control_plane_outage {
+            return None;
+        }
+        quorum_without(self.observed, id).err().map(|(reachable, managers)| WaitingFor::Quorum { reachable, managers })
+    }
+
+    fn worker_closed(&self, id: &NodeId) -> Option<WaitingFor> {
+        let managers: Vec<_> = self
+            .rollout
+            .nodes
+            .values()
+            .filter(|entry| entry.role == Role::Manager && !matches!(entry.step, Step::Done { .. }))
+            .map(|entry| entry.hostname.clone())
+            .collect();
+        if !managers.is_empty() {
+            return Some(WaitingFor::Managers { nodes: managers });
+        }
+        let busy = self.in_work_of(Role::Worker);
+        if busy.len() >= self.rollout.request.policy.workers_at_once as usize {
+            return Some(WaitingFor::Slot { busy });
+        }
+        if busy.is_empty() {
+            return None;
+        }
+        // A batch never holds all running tasks of one service.
+        self.running
+            .iter()
+            .find(|(_, nodes)| {
+                nodes.contains(id) && nodes.iter().all(|node| *node == id || self.in_work.contains(node))
+            })
+            .map(|(service, _)| WaitingFor::SharedService { service: (*service).to_owned() })
+    }
+
+    /// What keeps the engine from being stopped now: everything is looked at once more.
+    pub(crate) fn stop_forbidden(
+        &self,
+        node: &NodeView,
+        agent: &AgentView,
+        lease: &LeaseRecord,
+    ) -> Option<WaitingFor> {
+        if !self.observed.has_leader {
+            return Some(WaitingFor::Leader);
+        }
+        if let Some(why) = emptied(self.observed, node, agent) {
+            return Some(why);
+        }
+        if node.role != Role::Manager || lease.forced {
+            return None;
+        }
+        self.quorum(&node.id)
+    }
+}

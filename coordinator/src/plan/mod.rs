@@ -1,0 +1,428 @@
+//! All policy. `plan` reads the recorded rollout and the swarm as observed, and says what to do next
+//! and why every node that does not move waits. No I/O, no clock, no randomness.
+//!
+//! The order of a rollout is in this file: [`plan`] looks at every node's recorded step, decides by
+//! `advance` whether it may go on, and grants new leases by `grant` when nothing forbids it.
+
+mod gates;
+pub mod model;
+pub mod orders;
+pub mod reasons;
+pub mod refuse;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use requeen_protocol::{LeaseId, NodeId, NodeState, PermitId, Speaker};
+
+use gates::Gates;
+use model::{
+    AgentView, Availability, LeaseRecord, ManagerPolicy, NodeView, Observed, Outcome, Phase, Role, Rollout, Step, Work,
+};
+use reasons::WaitingFor;
+
+/// An agent that was silent for longer than this, in seconds, is named as silent.
+pub const SILENT_SECS: u64 = 30;
+
+/// One thing to do. Each is safe to do twice, and none depends on another of the same plan.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Move {
+    /// Write this step into the node's entry of the record.
+    Record {
+        /// The node.
+        node: NodeId,
+        /// Its new step.
+        step: Step,
+    },
+    /// Make the swarm give the node this availability; name, labels and role stay.
+    SetAvailability {
+        /// The node.
+        node: NodeId,
+        /// What it has to be.
+        to: Availability,
+    },
+    /// Write this phase into the record.
+    Phase(Phase),
+}
+
+/// What to do now, and why the rest waits.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// What to do, in this order.
+    pub moves: Vec<Move>,
+    /// For every node of the rollout that is not done: why it does not move.
+    pub waiting: BTreeMap<NodeId, WaitingFor>,
+}
+
+/// What becomes of one node in this round.
+enum Next {
+    /// It stays where it is, for this reason.
+    Wait(WaitingFor),
+    /// Its step changes.
+    Record(Step),
+    /// The swarm has to be told first.
+    Availability(Availability, WaitingFor),
+    /// Its step changes and the rollout halts.
+    Trouble(Step, String),
+}
+
+/// Plans the next moves of `rollout`. `_now` is the one clock that a policy may ever read: rules that
+/// depend on the time of day take it from here.
+pub fn plan(rollout: &Rollout, observed: &Observed, _now: Timestamp) -> Plan {
+    let mut plan = Plan::default();
+    if matches!(rollout.phase, Phase::Ended { .. }) {
+        return plan;
+    }
+    if !observed.has_leader {
+        // The store can't be written and what is read may be old: nothing moves but the nodes
+        // that finish alone.
+        for (id, entry) in &rollout.nodes {
+            match &entry.step {
+                Step::Done { .. } => {}
+                Step::Waiting { .. } | Step::Working { .. } | Step::Held { .. } | Step::Restoring { .. } => {
+                    plan.waiting.insert(id.clone(), WaitingFor::Leader);
+                }
+            }
+        }
+        return plan;
+    }
+
+    let mut trouble = None;
+    for (id, entry) in &rollout.nodes {
+        let next = match &entry.step {
+            Step::Done { .. } | Step::Waiting { .. } => continue,
+            Step::Working { lease, before, work } => advance(rollout, observed, id, lease, *before, work),
+            Step::Held { before, outcome } => release(rollout, *before, outcome),
+            Step::Restoring { before, outcome } => restore(rollout, observed, id, *before, outcome),
+        };
+        match next {
+            Next::Wait(why) => {
+                plan.waiting.insert(id.clone(), why);
+            }
+            Next::Record(step) => plan.moves.push(Move::Record { node: id.clone(), step }),
+            Next::Availability(to, why) => {
+                plan.moves.push(Move::SetAvailability { node: id.clone(), to });
+                plan.waiting.insert(id.clone(), why);
+            }
+            Next::Trouble(step, reason) => {
+                plan.moves.push(Move::Record { node: id.clone(), step });
+                trouble.get_or_insert(format!("{}: {reason}", entry.hostname));
+            }
+        }
+    }
+
+    let running = rollout.phase == Phase::Running && trouble.is_none();
+    if let Some(reason) = trouble
+        && matches!(rollout.phase, Phase::Running | Phase::Paused)
+    {
+        plan.moves.push(Move::Phase(Phase::Halted { reason }));
+    }
+    // A node that moves in this round is counted by what the record says before the move; a
+    // grant is considered only in a round in which nothing else moves, so that it sees the result.
+    let quiet = plan.moves.is_empty();
+    grant(rollout, observed, running && quiet, &mut plan);
+    if quiet && plan.moves.is_empty() {
+        plan.moves.extend(finish(rollout).map(Move::Phase));
+    }
+    plan
+}
+
+/// Whether the rollout is over.
+fn finish(rollout: &Rollout) -> Option<Phase> {
+    let steps = || rollout.nodes.values().map(|entry| &entry.step);
+    match rollout.phase {
+        Phase::Running => steps()
+            .all(|step| matches!(step, Step::Done { .. }))
+            .then_some(Phase::Ended { aborted: false }),
+        Phase::Aborting => (!steps().any(Step::in_work)).then_some(Phase::Ended { aborted: true }),
+        Phase::Paused | Phase::Halted { .. } | Phase::Ended { .. } => None,
+    }
+}
+
+/// Grants at most one lease, to the first node that may have one, and says why the others wait.
+fn grant(rollout: &Rollout, observed: &Observed, may_grant: bool, plan: &mut Plan) {
+    let gates = Gates::new(rollout, observed);
+    let mut granted = false;
+    for id in refuse::order(observed, &rollout.nodes.keys().cloned().collect()) {
+        let Some(entry) = rollout.nodes.get(&id) else { continue };
+        let Step::Waiting { by_hand, forced } = entry.step else { continue };
+        if rollout.phase == Phase::Aborting {
+            plan.moves.push(Move::Record {
+                node: id.clone(),
+                step: Step::Done { outcome: Outcome::Untouched },
+            });
+            continue;
+        }
+        if let Some(reason) = unfit(rollout, observed, &id)
+            && rollout.phase == Phase::Running
+        {
+            plan.moves.push(Move::Phase(Phase::Halted { reason: format!("{}: {reason}", entry.hostname) }));
+            return;
+        }
+        match gates.closed(&id, by_hand, forced) {
+            None if may_grant && !granted => {
+                granted = true;
+                plan.moves.push(Move::Record {
+                    node: id.clone(),
+                    step: Step::Working {
+                        lease: next_lease(rollout, &id, forced),
+                        before: gates.availability(&id),
+                        work: Work::Granted,
+                    },
+                });
+            }
+            // Open, but one lease a round: the next round sees what this one did.
+            None => {
+                plan.waiting.insert(id, WaitingFor::Slot { busy: gates.in_work_names() });
+            }
+            Some(why) => {
+                plan.waiting.insert(id, why);
+            }
+        }
+    }
+}
+
+/// Why a node that staged the target once can't take it any more, in its own words.
+fn unfit(rollout: &Rollout, observed: &Observed, id: &NodeId) -> Option<String> {
+    let state = &observed.agents.get(id)?.report.state;
+    if state.rollout() != Some(&rollout.request.id) {
+        return None;
+    }
+    match state {
+        NodeState::Stuck { reason, .. } => Some(reason.clone()),
+        NodeState::Refused { problems, .. } => problems.first().map(|problem| problem.what.clone()),
+        NodeState::Idle
+        | NodeState::Staging { .. }
+        | NodeState::Staged { .. }
+        | NodeState::Leased { .. }
+        | NodeState::Linked { .. }
+        | NodeState::Swapping { .. }
+        | NodeState::Running { .. }
+        | NodeState::Upgraded { .. }
+        | NodeState::RolledBack { .. } => None,
+    }
+}
+
+/// The lease that the node gets next. Its ID tells it from those that the node had before.
+fn next_lease(rollout: &Rollout, id: &NodeId, forced: bool) -> LeaseRecord {
+    let before = rollout.nodes[id].times.iter().filter(|(step, _)| step == "granted").count();
+    LeaseRecord {
+        id: LeaseId(format!("{}.{}.{}", rollout.request.id, id, before + 1)),
+        epoch: rollout.owner.epoch,
+        forced,
+    }
+}
+
+/// What a node under a lease does next.
+fn advance(
+    rollout: &Rollout,
+    observed: &Observed,
+    id: &NodeId,
+    lease: &LeaseRecord,
+    before: Availability,
+    work: &Work,
+) -> Next {
+    let to = |work: Work| Next::Record(Step::Working { lease: lease.clone(), before, work });
+    let Some(agent) = observed.agents.get(id) else {
+        return Next::Wait(WaitingFor::Agent);
+    };
+    let Some(node) = observed.nodes.get(id) else {
+        return Next::Wait(WaitingFor::SwarmView { missing: "the node itself: it was removed from the swarm".to_owned() });
+    };
+    // Final words of the node count at every step.
+    if agent.report.state.lease() == Some(&lease.id) || matches!(agent.report.state, NodeState::Stuck { .. }) {
+        match &agent.report.state {
+            NodeState::RolledBack { reason, log, .. } => {
+                let outcome = Outcome::RolledBack { reason: reason.clone(), log: log.clone() };
+                return Next::Trouble(
+                    after(rollout, id, before, outcome),
+                    format!("the new engine failed and the previous one runs again: {reason}"),
+                );
+            }
+            NodeState::Stuck { rollout: of, reason, hint, .. } if *of == rollout.request.id => {
+                return Next::Trouble(
+                    Step::Done { outcome: Outcome::Failed { reason: reason.clone(), hint: hint.clone() } },
+                    reason.clone(),
+                );
+            }
+            NodeState::Idle
+            | NodeState::Staging { .. }
+            | NodeState::Staged { .. }
+            | NodeState::Refused { .. }
+            | NodeState::Leased { .. }
+            | NodeState::Linked { .. }
+            | NodeState::Swapping { .. }
+            | NodeState::Running { .. }
+            | NodeState::Upgraded { .. }
+            | NodeState::Stuck { .. } => {}
+        }
+    }
+    // Before the stop, an abort takes the lease back.
+    let untouched = matches!(work, Work::Granted | Work::Draining | Work::Emptying | Work::Linking);
+    if untouched && rollout.phase == Phase::Aborting {
+        return to(Work::Withdrawing);
+    }
+    // Before the stop, a lease that the executor let run out is granted anew.
+    if untouched && !matches!(work, Work::Granted) && lapsed(agent) {
+        return Next::Record(Step::Working { lease: next_lease(rollout, id, lease.forced), before, work: Work::Granted });
+    }
+
+    match work {
+        Work::Granted => match &agent.report.state {
+            NodeState::Leased { lease: held, .. } | NodeState::Linked { lease: held, .. } if *held == lease.id => {
+                to(Work::Draining)
+            }
+            NodeState::Idle
+            | NodeState::Staging { .. }
+            | NodeState::Staged { .. }
+            | NodeState::Refused { .. }
+            | NodeState::Leased { .. }
+            | NodeState::Linked { .. }
+            | NodeState::Swapping { .. }
+            | NodeState::Running { .. }
+            | NodeState::Upgraded { .. }
+            | NodeState::RolledBack { .. }
+            | NodeState::Stuck { .. } => Next::Wait(silent_or(agent, WaitingFor::Executor)),
+        },
+        Work::Draining if node.availability == Availability::Drain => to(Work::Emptying),
+        Work::Draining => Next::Availability(Availability::Drain, WaitingFor::Drain),
+        Work::Emptying => match gates::emptied(observed, node, agent) {
+            None => to(Work::Linking),
+            Some(why) => Next::Wait(why),
+        },
+        Work::Linking => match &agent.report.state {
+            NodeState::Linked { .. } => match Gates::new(rollout, observed).stop_forbidden(node, agent, lease) {
+                None => to(Work::Permitted { permit: PermitId(format!("{}.stop", lease.id)), index: node.index }),
+                Some(why) => Next::Wait(why),
+            },
+            NodeState::Idle
+            | NodeState::Staging { .. }
+            | NodeState::Staged { .. }
+            | NodeState::Refused { .. }
+            | NodeState::Leased { .. }
+            | NodeState::Swapping { .. }
+            | NodeState::Running { .. }
+            | NodeState::Upgraded { .. }
+            | NodeState::RolledBack { .. }
+            | NodeState::Stuck { .. } => Next::Wait(silent_or(agent, WaitingFor::Links)),
+        },
+        Work::Permitted { index, .. } => permitted(rollout, agent, node, *index, &to),
+        Work::Settling => match &agent.report.state {
+            NodeState::Upgraded { engine_down_ms, .. } => {
+                let outcome = Outcome::Upgraded { engine_down_ms: *engine_down_ms };
+                Next::Record(after(rollout, id, before, outcome))
+            }
+            NodeState::Idle
+            | NodeState::Staging { .. }
+            | NodeState::Staged { .. }
+            | NodeState::Refused { .. }
+            | NodeState::Leased { .. }
+            | NodeState::Linked { .. }
+            | NodeState::Swapping { .. }
+            | NodeState::Running { .. }
+            | NodeState::RolledBack { .. }
+            | NodeState::Stuck { .. } => Next::Wait(silent_or(agent, WaitingFor::Settle)),
+        },
+        Work::SwitchingBack { .. } => Next::Wait(silent_or(agent, WaitingFor::SwitchBack)),
+        Work::Withdrawing => match &agent.report.state {
+            NodeState::Idle | NodeState::Staging { .. } | NodeState::Staged { .. } | NodeState::Refused { .. } => {
+                Next::Record(Step::Restoring { before, outcome: Outcome::Untouched })
+            }
+            NodeState::Leased { .. }
+            | NodeState::Linked { .. }
+            | NodeState::Swapping { .. }
+            | NodeState::Running { .. }
+            | NodeState::Upgraded { .. }
+            | NodeState::RolledBack { .. }
+            | NodeState::Stuck { .. } => Next::Wait(silent_or(agent, WaitingFor::Withdrawal)),
+        },
+    }
+}
+
+/// After the permit: the node finishes alone, and the swarm has to see what it says.
+fn permitted(rollout: &Rollout, agent: &AgentView, node: &NodeView, index: u64, to: &dyn Fn(Work) -> Next) -> Next {
+    match &agent.report.state {
+        NodeState::Running { .. } => match gates::unseen(node, agent, index) {
+            None => to(Work::Settling),
+            Some(missing) if agent.state_secs > rollout.request.policy.join_timeout_secs => to(Work::SwitchingBack {
+                reason: format!("the swarm, which has a leader, did not see after {} s: {missing}", agent.state_secs),
+            }),
+            Some(missing) => Next::Wait(WaitingFor::SwarmView { missing }),
+        },
+        NodeState::Upgraded { .. } => to(Work::Settling),
+        NodeState::Swapping { phase, waiting, .. } => Next::Wait(WaitingFor::Engine {
+            phase: Some(*phase),
+            detail: waiting.clone(),
+        }),
+        NodeState::Idle
+        | NodeState::Staging { .. }
+        | NodeState::Staged { .. }
+        | NodeState::Refused { .. }
+        | NodeState::Leased { .. }
+        | NodeState::Linked { .. }
+        | NodeState::RolledBack { .. }
+        | NodeState::Stuck { .. } => Next::Wait(WaitingFor::Engine { phase: None, detail: None }),
+    }
+}
+
+/// Whether the executor says that it holds no lease any more.
+fn lapsed(agent: &AgentView) -> bool {
+    agent.report.speaker == Speaker::Executor && matches!(agent.report.state, NodeState::Staged { .. })
+}
+
+fn silent_or(agent: &AgentView, why: WaitingFor) -> WaitingFor {
+    if agent.silent_secs > SILENT_SECS {
+        WaitingFor::SilentAgent { secs: agent.silent_secs }
+    } else {
+        why
+    }
+}
+
+/// Where a node goes when its work has ended.
+fn after(rollout: &Rollout, id: &NodeId, before: Availability, outcome: Outcome) -> Step {
+    let held =
+        rollout.request.policy.managers == ManagerPolicy::HoldDrained && rollout.nodes[id].role == Role::Manager;
+    if held { Step::Held { before, outcome } } else { Step::Restoring { before, outcome } }
+}
+
+/// Whether a manager that is kept drained may become active.
+fn release(rollout: &Rollout, before: Availability, outcome: &Outcome) -> Next {
+    let open = gates::open_managers(rollout);
+    if !open.is_empty() {
+        return Next::Wait(WaitingFor::OtherManagers { nodes: open });
+    }
+    let failed = rollout.nodes.values().any(|entry| {
+        entry.role == Role::Manager
+            && match &entry.step {
+                Step::Held { outcome, .. } | Step::Restoring { outcome, .. } | Step::Done { outcome } => match outcome {
+                    Outcome::RolledBack { .. } | Outcome::Failed { .. } | Outcome::Untouched => true,
+                    Outcome::Upgraded { .. } | Outcome::Current => false,
+                },
+                Step::Waiting { .. } | Step::Working { .. } => true,
+            }
+    });
+    if failed {
+        return Next::Wait(WaitingFor::KeptDrained);
+    }
+    Next::Record(Step::Restoring { before, outcome: outcome.clone() })
+}
+
+/// Restores the availability, then waits until tasks run again.
+fn restore(rollout: &Rollout, observed: &Observed, id: &NodeId, before: Availability, outcome: &Outcome) -> Next {
+    let done = || Next::Record(Step::Done { outcome: outcome.clone() });
+    let Some(node) = observed.nodes.get(id) else {
+        return done();
+    };
+    if node.availability != before {
+        return Next::Availability(before, WaitingFor::Availability);
+    }
+    if !node.ready {
+        return Next::Wait(WaitingFor::SwarmView { missing: "state ready".to_owned() });
+    }
+    let services = gates::short_services(rollout, observed, node);
+    if services.is_empty() { done() } else { Next::Wait(WaitingFor::TasksToRun { services }) }
+}

@@ -1,0 +1,306 @@
+//! A rollout as a swarm config: the request is the data, and the labels are what changes. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+
+use requeen_protocol::NodeId;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::plan::model::{Entry, Outcome, Phase, Request, Rollout, SCHEMA, Step, Work};
+
+/// Label that holds the phase; a config without it is no record.
+pub(super) const PHASE: &str = "io.requeen.phase";
+const OWNER: &str = "io.requeen.owner";
+const NODE: &str = "io.requeen.node.";
+
+/// Name of the step that a grant begins.
+const GRANTED: &str = "granted";
+
+/// The most that all labels together may take, bytes. A raft transaction holds 1.5 MB, and the data
+/// of the config shares it.
+const MAX_LABELS: usize = 900_000;
+
+/// How much of other people's words is kept.
+struct Limits {
+    reason_chars: usize,
+    log_lines: usize,
+    line_chars: usize,
+    times: usize,
+}
+
+const ROOMY: Limits = Limits { reason_chars: 300, log_lines: 10, line_chars: 200, times: 40 };
+const TIGHT: Limits = Limits { reason_chars: 100, log_lines: 0, line_chars: 0, times: 12 };
+
+/// A record can't be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// A label is missing.
+    #[error("label {0} is missing")]
+    Missing(String),
+    /// Not the JSON that this version writes.
+    #[error("{part} does not read as what this version writes: {why}")]
+    Invalid {
+        /// Which label, or `data`.
+        part: String,
+        /// What the parser said.
+        why: String,
+    },
+    /// Written by another version.
+    #[error("its schema is {0}, and this version knows {SCHEMA}")]
+    Schema(u32),
+}
+
+/// The data of the config.
+pub(super) fn data(request: &Request) -> Vec<u8> {
+    json(request).into_bytes()
+}
+
+/// The labels of the config, within [`MAX_LABELS`].
+pub(super) fn labels(rollout: &Rollout) -> HashMap<String, String> {
+    let labels = labels_within(rollout, &ROOMY);
+    let size: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if size <= MAX_LABELS { labels } else { labels_within(rollout, &TIGHT) }
+}
+
+fn labels_within(rollout: &Rollout, limits: &Limits) -> HashMap<String, String> {
+    let mut labels = HashMap::from([
+        (PHASE.to_owned(), json(&phase_within(&rollout.phase, limits))),
+        (OWNER.to_owned(), json(&rollout.owner)),
+    ]);
+    for (node, entry) in &rollout.nodes {
+        labels.insert(format!("{NODE}{node}"), json(&entry_within(entry, limits)));
+    }
+    labels
+}
+
+/// The rollout that `data` and `labels` hold.
+pub(super) fn rollout(data: &[u8], labels: &HashMap<String, String>) -> Result<Rollout, Unreadable> {
+    let invalid = |why: serde_json::Error| Unreadable::Invalid { part: "data".to_owned(), why: why.to_string() };
+    // The schema first: the rest of another one need not read.
+    let raw: serde_json::Value = serde_json::from_slice(data).map_err(invalid)?;
+    let schema = raw.get("schema").and_then(serde_json::Value::as_u64).unwrap_or_default();
+    if schema != u64::from(SCHEMA) {
+        return Err(Unreadable::Schema(u32::try_from(schema).unwrap_or(u32::MAX)));
+    }
+    let mut nodes = BTreeMap::new();
+    for key in labels.keys() {
+        if let Some(node) = key.strip_prefix(NODE) {
+            nodes.insert(NodeId::from(node), label(labels, key)?);
+        }
+    }
+    Ok(Rollout {
+        request: serde_json::from_value(raw).map_err(invalid)?,
+        phase: phase(labels)?,
+        owner: label(labels, OWNER)?,
+        nodes,
+    })
+}
+
+/// The phase alone.
+pub(super) fn phase(labels: &HashMap<String, String>) -> Result<Phase, Unreadable> {
+    label(labels, PHASE)
+}
+
+fn label<T: DeserializeOwned>(labels: &HashMap<String, String>, key: &str) -> Result<T, Unreadable> {
+    let text = labels.get(key).ok_or_else(|| Unreadable::Missing(key.to_owned()))?;
+    serde_json::from_str(text).map_err(|why| Unreadable::Invalid { part: key.to_owned(), why: why.to_string() })
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("the model has string keys only")
+}
+
+fn phase_within(phase: &Phase, limits: &Limits) -> Phase {
+    match phase {
+        Phase::Halted { reason } => Phase::Halted { reason: cut(reason, limits.reason_chars) },
+        Phase::Running | Phase::Paused | Phase::Aborting | Phase::Ended { .. } => phase.clone(),
+    }
+}
+
+fn entry_within(entry: &Entry, limits: &Limits) -> Entry {
+    let step = match entry.step.clone() {
+        Step::Waiting { by_hand, forced } => Step::Waiting { by_hand, forced },
+        Step::Working { lease, before, work: Work::SwitchingBack { reason } } => {
+            let work = Work::SwitchingBack { reason: cut(&reason, limits.reason_chars) };
+            Step::Working { lease, before, work }
+        }
+        Step::Working { lease, before, work } => Step::Working { lease, before, work },
+        Step::Held { before, outcome } => Step::Held { before, outcome: outcome_within(outcome, limits) },
+        Step::Restoring { before, outcome } => Step::Restoring { before, outcome: outcome_within(outcome, limits) },
+        Step::Done { outcome } => Step::Done { outcome: outcome_within(outcome, limits) },
+    };
+    // The planner numbers leases by the grants so far, so those stay.
+    let skip = entry.times.len().saturating_sub(limits.times);
+    let kept = |&(n, (step, _)): &(usize, &(String, u64))| n >= skip || step == GRANTED;
+    let times = entry.times.iter().enumerate().filter(kept).map(|(_, time)| time.clone()).collect();
+    Entry { step, times, ..entry.clone() }
+}
+
+fn outcome_within(outcome: Outcome, limits: &Limits) -> Outcome {
+    match outcome {
+        Outcome::RolledBack { reason, log } => {
+            // The last lines are those that say what went wrong.
+            let skipped = log.len().saturating_sub(limits.log_lines);
+            let log = log[skipped..].iter().map(|line| cut(line, limits.line_chars)).collect();
+            Outcome::RolledBack { reason: cut(&reason, limits.reason_chars), log }
+        }
+        Outcome::Failed { reason, hint } => {
+            Outcome::Failed { reason: cut(&reason, limits.reason_chars), hint: cut(&hint, limits.reason_chars) }
+        }
+        Outcome::Upgraded { .. } | Outcome::Current | Outcome::Untouched => outcome,
+    }
+}
+
+fn cut(text: &str, chars: usize) -> String {
+    text.chars().take(chars).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::model::{Availability, LeaseRecord, ManagerPolicy, Owner, Policy, Role};
+    use requeen_protocol::{LeaseId, PermitId, RolloutId, Target};
+
+    fn rollout_of(steps: impl IntoIterator<Item = Step>) -> Rollout {
+        let entry = |step| Entry {
+            hostname: "worker-with-a-name-as-clouds-give-it-0123456789".to_owned(),
+            role: Role::Worker,
+            from: "20.10.24+dfsg1".to_owned(),
+            step,
+            times: [
+                "waiting",
+                "granted",
+                "draining",
+                "emptying",
+                "linking",
+                "swapping",
+                "settling",
+                "restoring",
+                "upgraded",
+            ]
+            .iter()
+            .map(|name| ((*name).to_owned(), 123_456_789))
+            .collect(),
+        };
+        Rollout {
+            request: Request {
+                schema: SCHEMA,
+                id: RolloutId::from("20261121-0a1b2c3d"),
+                target: Target::Previous { of: RolloutId::from("20261120-aaaaaaaa") },
+                policy: Policy {
+                    managers: ManagerPolicy::Rolling,
+                    workers_at_once: 2,
+                    manual: false,
+                    accept_control_plane_outage: false,
+                    allow_downgrade: true,
+                    start_timeout_secs: 60,
+                    join_timeout_secs: 180,
+                },
+                started_by_uid: 0,
+                started_at: "2026-11-21T12:00:00Z".parse().unwrap(),
+                short_services: vec!["db".to_owned()],
+            },
+            phase: Phase::Halted { reason: "w1: rolled back".to_owned() },
+            owner: Owner {
+                node: NodeId::from("m1"),
+                epoch: u64::MAX,
+                renewed: "2026-11-21T12:00:20.123456Z".parse().unwrap(),
+            },
+            nodes: steps
+                .into_iter()
+                .enumerate()
+                .map(|(n, step)| (NodeId(format!("mcx4qxvdl7igjeoz2nn7q{n:04}")), entry(step)))
+                .collect(),
+        }
+    }
+
+    fn every_step() -> Vec<Step> {
+        let works = [
+            Work::Granted,
+            Work::Draining,
+            Work::Emptying,
+            Work::Linking,
+            Work::Permitted { permit: PermitId::from("p"), index: 77 },
+            Work::Settling,
+            Work::SwitchingBack { reason: "not seen".to_owned() },
+            Work::Withdrawing,
+        ];
+        let outcomes = [
+            Outcome::Upgraded { engine_down_ms: 1190 },
+            Outcome::Current,
+            Outcome::RolledBack { reason: "crash loop".to_owned(), log: vec!["fatal: \"x\"".to_owned()] },
+            Outcome::Untouched,
+            Outcome::Failed { reason: "neither starts".to_owned(), hint: "look".to_owned() },
+        ];
+        let lease = LeaseRecord { id: LeaseId::from("l"), epoch: 3, forced: true };
+        let mut steps = vec![Step::Waiting { by_hand: true, forced: false }];
+        steps.extend(works.map(|work| Step::Working { lease: lease.clone(), before: Availability::Pause, work }));
+        for outcome in outcomes {
+            steps.push(Step::Held { before: Availability::Active, outcome: outcome.clone() });
+            steps.push(Step::Restoring { before: Availability::Drain, outcome: outcome.clone() });
+            steps.push(Step::Done { outcome });
+        }
+        steps
+    }
+
+    #[test]
+    fn a_record_reads_as_it_was_written() {
+        let written = rollout_of(every_step());
+        let read = rollout(&data(&written.request), &labels(&written)).unwrap();
+        assert_eq!(read, written);
+        for phase in [Phase::Running, Phase::Paused, Phase::Aborting, Phase::Ended { aborted: true }] {
+            let written = Rollout { phase, ..written.clone() };
+            assert_eq!(rollout(&data(&written.request), &labels(&written)).unwrap().phase, written.phase);
+        }
+    }
+
+    #[test]
+    fn words_are_cut_and_the_last_lines_kept() {
+        let log = (0..50).map(|n| format!("{n:02}{}", "x".repeat(500))).collect();
+        let written = rollout_of([Step::Done { outcome: Outcome::RolledBack { reason: "ä".repeat(999), log } }]);
+        let read = rollout(&data(&written.request), &labels(&written)).unwrap();
+        let step = read.nodes.into_values().next().unwrap().step;
+        let Step::Done { outcome: Outcome::RolledBack { reason, log } } = step else { panic!("{step:?}") };
+        assert_eq!(reason.chars().count(), 300);
+        assert_eq!((log.len(), log[0].len(), &log[9][..2]), (10, 200, "49"));
+    }
+
+    #[test]
+    fn no_grant_is_forgotten() {
+        let mut written = rollout_of([Step::Done { outcome: Outcome::Untouched }]);
+        let entry = written.nodes.values_mut().next().unwrap();
+        entry.times = (0..100).map(|n| (if n % 10 == 0 { GRANTED } else { "draining" }.to_owned(), n)).collect();
+        let read = rollout(&data(&written.request), &labels(&written)).unwrap();
+        let times = &read.nodes.values().next().unwrap().times;
+        assert_eq!(times.iter().filter(|(step, _)| step == GRANTED).count(), 10);
+        assert!(times.len() < 60, "{}", times.len());
+        assert_eq!(times.last().unwrap().1, 99);
+    }
+
+    #[test]
+    fn five_hundred_nodes_fit_whatever_happened() {
+        let worst = Outcome::RolledBack { reason: "r".repeat(1000), log: vec!["\"".repeat(1000); 100] };
+        for outcome in [Outcome::Upgraded { engine_down_ms: 1190 }, worst] {
+            let written = rollout_of((0..500).map(|_| Step::Done { outcome: outcome.clone() }));
+            let labels = labels(&written);
+            assert_eq!(labels.len(), 502);
+            let size: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+            assert!(size < 1_000_000, "{size}");
+        }
+    }
+
+    #[test]
+    fn what_can_not_be_read_says_why() {
+        let written = rollout_of(every_step());
+        let good = labels(&written);
+        let other = br#"{"schema": 2, "something": "else"}"#;
+        assert_eq!(rollout(other, &good), Err(Unreadable::Schema(2)));
+        let mut bad = good.clone();
+        bad.remove(OWNER);
+        assert_eq!(rollout(&data(&written.request), &bad), Err(Unreadable::Missing(OWNER.to_owned())));
+        let mut bad = good;
+        bad.insert(PHASE.to_owned(), "{\"phase\":\"dancing\"}".to_owned());
+        let error = rollout(&data(&written.request), &bad).unwrap_err();
+        assert!(matches!(&error, Unreadable::Invalid { part, .. } if part == PHASE), "{error}");
+    }
+}

@@ -1,0 +1,202 @@
+//! Bundles that operators send: received beside their place, verified, then named by their digest. The
+//! same folder on this host belongs to the agent too, which trusts no file whose digest it has not
+//! computed.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use requeen_protocol::Digest;
+use tokio::fs::File;
+use tokio::io::AsyncWriteExt;
+
+use crate::api::{Failure, FailureKind, StoredBundle};
+use crate::bundle::{self, BundleError};
+use crate::server::words::chain;
+
+/// The longest tarball, bytes. Docker's have less than 100 MB.
+const MAX_BUNDLE: u64 = 1 << 30;
+
+/// What names of files that are being received begin with.
+const RECEIVING: &str = ".receiving-";
+
+/// Why a bundle was not stored.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// The folder or a file in it can't be written.
+    #[error("can't store the bundle in {dir}")]
+    Write {
+        /// The folder.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No randomness.
+    #[error("the kernel gives no random bytes")]
+    Random(#[source] getrandom::Error),
+    /// The sender stopped in the middle.
+    #[error("the bundle stopped arriving after {bytes} bytes")]
+    Receive {
+        /// How many had arrived.
+        bytes: u64,
+        /// Why.
+        source: axum::Error,
+    },
+    /// It is longer than any bundle is.
+    #[error("the bundle is longer than {MAX_BUNDLE} bytes")]
+    TooLong,
+    /// It is no bundle.
+    #[error(transparent)]
+    Inspect(BundleError),
+    /// The reader died.
+    #[error("the bundle could not be inspected")]
+    Inspector(#[source] tokio::task::JoinError),
+}
+
+impl StoreError {
+    /// As the CLI gets it.
+    pub(crate) fn failure(&self) -> Failure {
+        let hint = match self {
+            StoreError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                Some("make room: a bundle takes its own size there, on this manager and on every node".to_owned())
+            }
+            StoreError::Inspect(error) => Some(error.hint()),
+            StoreError::TooLong => Some("a bundle is Docker's static tarball, as published".to_owned()),
+            StoreError::Write { .. }
+            | StoreError::Random(_)
+            | StoreError::Receive { .. }
+            | StoreError::Inspector(_) => None,
+        };
+        // Whatever it was: nothing has changed.
+        Failure { kind: FailureKind::Refused, error: chain(self), hint }
+    }
+}
+
+/// Where the bundle with this digest is, or would be.
+pub(crate) fn bundle_path(dir: &Path, digest: &Digest) -> PathBuf {
+    dir.join(format!("{}.tgz", digest.hex()))
+}
+
+/// Makes the folder, and removes what a killed server had not received to the end.
+pub(crate) fn prepare(dir: &Path) -> Result<(), StoreError> {
+    let write = |source| StoreError::Write { dir: dir.to_owned(), source };
+    fs::create_dir_all(dir).map_err(write)?;
+    for entry in fs::read_dir(dir).map_err(write)? {
+        let entry = entry.map_err(write)?;
+        if entry.file_name().to_string_lossy().starts_with(RECEIVING) {
+            fs::remove_file(entry.path()).map_err(write)?;
+        }
+    }
+    Ok(())
+}
+
+/// Receives, verifies and keeps a bundle. On any error nothing is left of it.
+pub(crate) async fn store(
+    dir: &Path,
+    body: impl Stream<Item = Result<Bytes, axum::Error>> + Unpin,
+    length: Option<u64>,
+) -> Result<StoredBundle, StoreError> {
+    if length.is_some_and(|length| length > MAX_BUNDLE) {
+        return Err(StoreError::TooLong);
+    }
+    let number = getrandom::u64().map_err(StoreError::Random)?;
+    let receiving = Receiving(dir.join(format!("{RECEIVING}{number:016x}")));
+    receive(dir, &receiving.0, body).await?;
+
+    let path = receiving.0.clone();
+    let stored = tokio::task::spawn_blocking(move || bundle::inspect(&path, None))
+        .await
+        .map_err(StoreError::Inspector)?
+        .map_err(StoreError::Inspect)?;
+    let write = |source| StoreError::Write { dir: dir.to_owned(), source };
+    fs::rename(&receiving.0, bundle_path(dir, &stored.bundle.digest)).map_err(write)?;
+    File::open(dir).await.map_err(write)?.sync_all().await.map_err(write)?;
+    Ok(stored)
+}
+
+async fn receive(
+    dir: &Path,
+    path: &Path,
+    mut body: impl Stream<Item = Result<Bytes, axum::Error>> + Unpin,
+) -> Result<(), StoreError> {
+    let write = |source| StoreError::Write { dir: dir.to_owned(), source };
+    let mut file = File::create_new(path).await.map_err(write)?;
+    let mut bytes = 0_u64;
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|source| StoreError::Receive { bytes, source })?;
+        bytes += chunk.len() as u64;
+        if bytes > MAX_BUNDLE {
+            return Err(StoreError::TooLong);
+        }
+        file.write_all(&chunk).await.map_err(write)?;
+    }
+    file.sync_all().await.map_err(write)
+}
+
+/// A file that is not a bundle yet, and is gone unless it becomes one.
+struct Receiving(PathBuf);
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        // After the rename there is nothing to remove.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    fn body(chunks: &[&'static str]) -> impl Stream<Item = Result<Bytes, axum::Error>> + Unpin + use<> {
+        let chunks: Vec<_> = chunks.iter().map(|&chunk| Ok(Bytes::from_static(chunk.as_bytes()))).collect();
+        stream::iter(chunks)
+    }
+
+    #[tokio::test]
+    async fn what_is_no_bundle_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = store(dir.path(), body(&["<html>", "not found"]), None).await.unwrap_err();
+        let failure = error.failure();
+        assert_eq!(failure.kind, FailureKind::Refused);
+        assert!(failure.error.contains("not gzip"), "{}", failure.error);
+        assert!(failure.hint.is_some());
+        assert_eq!(names(dir.path()), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_sender_that_stops_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let broken = stream::iter(vec![
+            Ok(Bytes::from_static(b"\x1f\x8b")),
+            Err(axum::Error::new(io::Error::from(io::ErrorKind::UnexpectedEof))),
+        ]);
+        let error = store(dir.path(), broken, None).await.unwrap_err();
+        assert!(matches!(error, StoreError::Receive { bytes: 2, .. }), "{error}");
+        assert_eq!(names(dir.path()), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_length_past_the_limit_is_refused_unread() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = store(dir.path(), body(&[]), Some(MAX_BUNDLE + 1)).await.unwrap_err();
+        assert!(matches!(error, StoreError::TooLong));
+    }
+
+    #[test]
+    fn what_a_killed_server_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(".receiving-1"), "x").unwrap();
+        let kept = format!("{}.tgz", "a".repeat(64));
+        fs::write(dir.path().join(&kept), "x").unwrap();
+        prepare(dir.path()).unwrap();
+        assert_eq!(names(dir.path()), [kept]);
+    }
+}

@@ -1,0 +1,391 @@
+//! The agents' port from outside, over real TLS: who is let in, and what those get.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use axum::http::{HeaderMap, Method, Request, StatusCode, header};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use requeen_protocol::{
+    BUNDLE_PATH, Digest, ErrorBody, NodeId, NodeState, Order, PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report,
+    Speaker,
+};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use sha2::Digest as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::agents::{self, Agents};
+use crate::hub::Hub;
+use crate::identity::files::CertificateFiles;
+use crate::identity::gate::Gate;
+use crate::identity::swarm::{AskError, Cluster, Swarm};
+use crate::identity::test_pki::{Node, Root, self_signed};
+use crate::plan::model::Role;
+use crate::server::store::bundle_path;
+use crate::server::words::chain;
+
+const CLUSTER: &str = "cluster-1";
+
+/// A swarm as its managers would describe it.
+struct Fake {
+    cluster: Cluster,
+    nodes: Mutex<Option<BTreeMap<NodeId, Role>>>,
+}
+
+impl Swarm for Arc<Fake> {
+    async fn cluster(&self) -> Result<Cluster, AskError> {
+        Ok(self.cluster.clone())
+    }
+
+    async fn nodes(&self) -> Result<BTreeMap<NodeId, Role>, AskError> {
+        self.nodes.lock().unwrap().clone().ok_or(AskError::Timeout)
+    }
+}
+
+struct World {
+    root: Root,
+    fake: Arc<Fake>,
+    hub: Arc<Hub>,
+    address: SocketAddr,
+    dir: tempfile::TempDir,
+    _stop: DropGuard,
+}
+
+async fn world(long_poll: Duration) -> World {
+    let dir = tempfile::tempdir().unwrap();
+    let root = Root::new();
+    root.node("m1", "swarm-manager", CLUSTER).install(dir.path(), &root.pem);
+    let nodes = [("m1", Role::Manager), ("w1", Role::Worker), ("w2", Role::Worker)];
+    let nodes = nodes.into_iter().map(|(id, role)| (NodeId::from(id), role)).collect();
+    let cluster = Cluster { id: CLUSTER.to_owned(), trust_root: root.pem.clone() };
+    let fake = Arc::new(Fake { cluster, nodes: Mutex::new(Some(nodes)) });
+    let gate = Gate::new(Arc::clone(&fake), CertificateFiles::new(dir.path()), Arc::new(Instant::now));
+    let hub = Arc::new(Hub::default());
+    let mut agents = Agents::new(gate, Arc::clone(&hub), dir.path().to_owned());
+    agents.long_poll = long_poll;
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    tokio::spawn(agents::serve(listener, Arc::new(agents), stop.clone().cancelled_owned()));
+    World { root, fake, hub, address, dir, _stop: stop.drop_guard() }
+}
+
+/// What a client got: an answer, or a connection that ended.
+type Got = Result<(StatusCode, HeaderMap, Bytes), String>;
+
+impl World {
+    async fn ask(&self, identity: Option<&Node>, request: Request<Full<Bytes>>) -> Got {
+        ask(self.address, identity, request).await
+    }
+
+    async fn report(&self, identity: &Node, report: &Report) -> Got {
+        self.ask(Some(identity), post(report)).await
+    }
+
+    fn worker(&self) -> Node {
+        self.root.node("w1", "swarm-worker", CLUSTER)
+    }
+}
+
+async fn ask(address: SocketAddr, identity: Option<&Node>, request: Request<Full<Bytes>>) -> Got {
+    let text = |error: &dyn std::error::Error| chain(error);
+    let stream = TcpStream::connect(address).await.unwrap();
+    let connector = TlsConnector::from(Arc::new(client(identity)));
+    let name = ServerName::try_from("swarm-manager").unwrap();
+    let stream = connector.connect(name, stream).await.map_err(|error| text(&error))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| text(&error))?;
+    let driver = tokio::spawn(connection);
+    let answer = match sender.send_request(request).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            drop(sender);
+            // The connection knows more of it than the request: the peer's alert.
+            let cause = driver.await.unwrap().err();
+            return Err(cause.map_or_else(|| text(&error), |cause| text(&cause)));
+        }
+    };
+    let (head, body) = answer.into_parts();
+    let body = body.collect().await.map_err(|error| text(&error))?.to_bytes();
+    Ok((head.status, head.headers, body))
+}
+
+fn client(identity: Option<&Node>) -> ClientConfig {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyServer));
+    match identity {
+        None => config.with_no_client_auth(),
+        Some(node) => {
+            let chain = vec![CertificateDer::from(node.certificate.clone())];
+            let key = PrivateKeyDer::from_pem_slice(node.key_pem.as_bytes()).unwrap();
+            config.with_client_auth_cert(chain, key).unwrap()
+        }
+    }
+}
+
+/// These tests are about clients, so theirs take any server.
+#[derive(Debug)]
+struct AnyServer;
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+fn request(method: Method, path: &str) -> axum::http::request::Builder {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "coordinator")
+        .header(PROTOCOL_HEADER, PROTOCOL_VERSION.to_string())
+}
+
+fn post(report: &Report) -> Request<Full<Bytes>> {
+    let body = serde_json::to_vec(report).unwrap();
+    request(Method::POST, REPORT_PATH).body(Full::from(body)).unwrap()
+}
+
+fn get(path: &str, range: Option<&str>) -> Request<Full<Bytes>> {
+    let mut builder = request(Method::GET, path);
+    if let Some(range) = range {
+        builder = builder.header(header::RANGE, range);
+    }
+    builder.body(Full::default()).unwrap()
+}
+
+fn word(node: &str, seen: Option<Order>) -> Report {
+    Report {
+        node: NodeId::from(node),
+        agent_version: "1".to_owned(),
+        speaker: Speaker::Task,
+        boot_id: "b".to_owned(),
+        engine: None,
+        state: NodeState::Idle,
+        seen: seen.map(Box::new),
+    }
+}
+
+fn order(got: Got) -> Order {
+    let (status, _, body) = got.unwrap();
+    assert_eq!(status, StatusCode::OK, "{body:?}");
+    serde_json::from_slice(&body).unwrap()
+}
+
+fn refusal(got: Got) -> (StatusCode, ErrorBody) {
+    let (status, _, body) = got.unwrap();
+    (status, serde_json::from_slice(&body).unwrap())
+}
+
+fn store(dir: &Path, content: &[u8]) -> Digest {
+    let digest = Digest::from_hex(&hex::encode(sha2::Sha256::digest(content))).unwrap();
+    std::fs::write(bundle_path(dir, &digest), content).unwrap();
+    digest
+}
+
+#[tokio::test]
+async fn a_node_of_the_swarm_gets_its_order() {
+    let world = world(Duration::ZERO).await;
+    let order = order(world.report(&world.worker(), &word("w1", None)).await);
+    assert!(matches!(order, Order::Wait { .. }), "{order:?}");
+    assert_eq!(world.hub.agents()[&NodeId::from("w1")].report, word("w1", None));
+}
+
+#[tokio::test]
+async fn strangers_get_no_further_than_the_handshake() {
+    let world = world(Duration::ZERO).await;
+    let other_swarm = Root::new().node("w1", "swarm-manager", CLUSTER);
+    let alone = self_signed("w1", "swarm-manager", CLUSTER);
+    for (who, identity) in [
+        ("without a certificate", None),
+        ("self-signed", Some(&alone)),
+        ("signed by another swarm's root", Some(&other_swarm)),
+    ] {
+        let error = world.ask(identity, post(&word("w1", None))).await.expect_err(who);
+        assert!(error.contains("alert"), "{who}: {error}");
+    }
+    assert!(world.hub.agents().is_empty());
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_cluster_is_refused() {
+    let world = world(Duration::ZERO).await;
+    let node = world.root.node("w1", "swarm-worker", "cluster-2");
+    let (status, body) = refusal(world.report(&node, &word("w1", None)).await);
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert!(body.error.contains("cluster-2"), "{}", body.error);
+    assert!(world.hub.agents().is_empty());
+}
+
+#[tokio::test]
+async fn a_removed_node_is_refused_and_forgotten() {
+    let world = world(Duration::ZERO).await;
+    world.hub.report(word("gone", None));
+    let node = world.root.node("gone", "swarm-worker", CLUSTER);
+    let (status, body) = refusal(world.report(&node, &word("gone", None)).await);
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert!(body.error.contains("not in the swarm"), "{}", body.error);
+    assert!(world.hub.agents().is_empty());
+}
+
+#[tokio::test]
+async fn a_node_can_claim_only_its_own_name() {
+    let world = world(Duration::ZERO).await;
+    let (status, body) = refusal(world.report(&world.worker(), &word("w2", None)).await);
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert!(body.error.contains("w1") && body.error.contains("w2"), "{}", body.error);
+    assert!(world.hub.agents().is_empty());
+}
+
+#[tokio::test]
+async fn another_protocol_is_told_both_versions_and_the_remedy() {
+    let world = world(Duration::ZERO).await;
+    let report = serde_json::to_vec(&word("w1", None)).unwrap();
+    for theirs in [Some("99"), Some("x"), None] {
+        let mut request = Request::post(REPORT_PATH).header(header::HOST, "coordinator");
+        if let Some(theirs) = theirs {
+            request = request.header(PROTOCOL_HEADER, theirs);
+        }
+        let request = request.body(Full::from(report.clone())).unwrap();
+        let (status, body) = refusal(world.ask(Some(&world.worker()), request).await);
+        assert_eq!(status, StatusCode::UPGRADE_REQUIRED);
+        assert!(body.error.contains(&format!("version {PROTOCOL_VERSION} ")), "{}", body.error);
+        assert!(body.error.contains(theirs.unwrap_or("none")), "{}", body.error);
+        assert!(body.hint.unwrap().contains("requeen deploy"));
+    }
+    assert!(world.hub.agents().is_empty());
+}
+
+#[tokio::test]
+async fn bodies_that_are_no_reports_are_refused() {
+    let world = world(Duration::ZERO).await;
+    for (body, expected) in
+        [(vec![b'x'; 2 << 20], StatusCode::PAYLOAD_TOO_LARGE), (b"{}".to_vec(), StatusCode::BAD_REQUEST)]
+    {
+        let request = request(Method::POST, REPORT_PATH).body(Full::from(body)).unwrap();
+        // The server may answer, or close, before a long body has been sent.
+        if let Ok((status, _, _)) = world.ask(Some(&world.worker()), request).await {
+            assert_eq!(status, expected);
+        } else {
+            assert_eq!(expected, StatusCode::PAYLOAD_TOO_LARGE);
+        }
+    }
+    assert!(world.hub.agents().is_empty());
+}
+
+#[tokio::test]
+async fn an_order_seen_already_is_held_until_it_changes() {
+    let world = world(Duration::from_secs(600)).await;
+    let first = order(world.report(&world.worker(), &word("w1", None)).await);
+    let mut changed = world.hub.changed();
+    let held = {
+        let (address, worker) = (world.address, world.worker());
+        let report = Report { agent_version: "2".to_owned(), ..word("w1", Some(first.clone())) };
+        tokio::spawn(async move { ask(address, Some(&worker), post(&report)).await })
+    };
+    while world.hub.agents()[&NodeId::from("w1")].report.agent_version != "2" {
+        changed.changed().await.unwrap();
+    }
+    assert_eq!(world.hub.order_for(&word("w1", None)), first, "nothing has changed yet");
+    world.hub.set_has_leader(true);
+    let second = order(held.await.unwrap());
+    assert_ne!(second, first);
+}
+
+#[tokio::test]
+async fn a_held_answer_comes_at_last() {
+    let world = world(Duration::from_millis(50)).await;
+    let first = order(world.report(&world.worker(), &word("w1", None)).await);
+    assert_eq!(order(world.report(&world.worker(), &word("w1", Some(first.clone()))).await), first);
+}
+
+#[tokio::test]
+async fn bundles_come_whole_and_in_parts() {
+    let world = world(Duration::ZERO).await;
+    let content: Vec<u8> = (0..1_000_000_u32).map(|number| number.to_le_bytes()[1]).collect();
+    let digest = store(world.dir.path(), &content);
+    let path = format!("{BUNDLE_PATH}{}", digest.hex());
+    let worker = world.worker();
+
+    let (status, headers, body) = world.ask(Some(&worker), get(&path, None)).await.unwrap();
+    assert_eq!((status, &headers[header::ACCEPT_RANGES]), (StatusCode::OK, &"bytes".parse().unwrap()));
+    assert!(body == content, "the whole file");
+
+    let (status, headers, body) = world.ask(Some(&worker), get(&path, Some("bytes=999990-"))).await.unwrap();
+    assert_eq!(status, StatusCode::PARTIAL_CONTENT);
+    assert_eq!(headers[header::CONTENT_RANGE], "bytes 999990-999999/1000000");
+    assert_eq!(body, content[999_990..]);
+
+    let (status, headers, _) = world.ask(Some(&worker), get(&path, Some("bytes=1000000-"))).await.unwrap();
+    assert_eq!(status, StatusCode::RANGE_NOT_SATISFIABLE);
+    assert_eq!(headers[header::CONTENT_RANGE], "bytes */1000000");
+}
+
+#[tokio::test]
+async fn only_bundles_are_served() {
+    let world = world(Duration::ZERO).await;
+    std::fs::write(world.dir.path().join("secret.tgz"), "x").unwrap();
+    let unknown = "0".repeat(64);
+    for name in [unknown.as_str(), "secret", "..%2fsecret", "%2e%2e%2fcertificates%2fswarm-node.key", ""] {
+        let path = format!("{BUNDLE_PATH}{name}");
+        let (status, _) = refusal(world.ask(Some(&world.worker()), get(&path, None)).await);
+        assert_eq!(status, StatusCode::NOT_FOUND, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_leader_only_reports_are_taken() {
+    let world = world(Duration::ZERO).await;
+    *world.fake.nodes.lock().unwrap() = None;
+    let digest = store(world.dir.path(), b"content");
+    let path = format!("{BUNDLE_PATH}{}", digest.hex());
+    let (status, body) = refusal(world.ask(Some(&world.worker()), get(&path, None)).await);
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(body.hint.is_some());
+    order(world.report(&world.worker(), &word("w1", None)).await);
+    assert!(world.hub.agents().contains_key(&NodeId::from("w1")));
+}
