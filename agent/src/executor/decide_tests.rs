@@ -1,0 +1,265 @@
+use requeen_protocol::{Digest, Preflight, Target};
+
+use super::*;
+use crate::sets::SetId;
+use crate::staged::Wanted;
+
+const NODE: &str = "n";
+const BOOT: &str = "boot-1";
+
+fn lease(id: &str, epoch: u64) -> Lease {
+    Lease { id: id.into(), rollout: "r1".into(), node: NODE.into(), epoch, ttl_secs: 60 }
+}
+
+fn permit(id: &str) -> StopPermit {
+    StopPermit { id: id.into(), lease: lease("l1", 5), valid_secs: 20 }
+}
+
+fn staged() -> Staged {
+    let set = Digest::from_hex(&"a".repeat(64)).unwrap();
+    Staged::new(
+        Wanted {
+            rollout: "r1".into(),
+            target: Target::Previous { of: "r0".into() },
+            allow_downgrade: false,
+            start_timeout_secs: 60,
+        },
+        Outcome::Ready {
+            preflight: Preflight {
+                from: "20.10.24".into(),
+                to: "26.1.5".into(),
+                set: set.clone(),
+                changes: vec![],
+                standalone: vec![],
+                notes: vec![],
+            },
+            old: SetId(set.clone()),
+            new: SetId(set),
+        },
+    )
+}
+
+/// A journal whose lease l1 of epoch 5 ends at 100 s.
+fn journal(phase: Phase) -> Journal {
+    let mut journal = Journal::default();
+    journal.max_epoch = 5;
+    journal.work = Some(Work {
+        rollout: "r1".into(),
+        lease: "l1".into(),
+        epoch: 5,
+        boot_id: BOOT.to_owned(),
+        lease_ends_ms: 100_000,
+        from_version: "20.10.24".into(),
+        to_version: "26.1.5".into(),
+        start_timeout_secs: 60,
+        containerd_restart: false,
+        plan: None,
+        stopped_at_ms: None,
+        phase,
+    });
+    journal
+}
+
+struct Case {
+    journal: Journal,
+    boot_id: &'static str,
+    tasks: Option<u32>,
+    sent: u64,
+    now: u64,
+}
+
+impl Case {
+    fn at(phase: Phase) -> Self {
+        Self { journal: journal(phase), boot_id: BOOT, tasks: Some(0), sent: 50_000, now: 51_000 }
+    }
+
+    fn decide(&self, order: Order) -> Decision {
+        let view = View {
+            node: &NODE.into(),
+            boot_id: self.boot_id,
+            journal: &self.journal,
+            staged: Some(&staged()),
+            task_containers: self.tasks,
+        };
+        let heard = Heard { sent: BootTime(self.sent), order };
+        decide(view, &heard, BootTime(self.now))
+    }
+
+    fn act(&self, order: Order) -> Act {
+        self.decide(order).act
+    }
+
+    fn stop(&self) -> Act {
+        self.act(Order::Stop { permit: permit("p1") })
+    }
+}
+
+fn committed() -> Vec<Phase> {
+    vec![
+        Phase::Stopping { permit: "p1".into() },
+        Phase::Switching,
+        Phase::Starting,
+        Phase::Verifying,
+        Phase::Running { engine_down_ms: 1 },
+        Phase::SwitchingBack { reason: String::new(), log: vec![] },
+        Phase::StartingOld { reason: String::new(), log: vec![] },
+        Phase::SettlingNew { engine_down_ms: 1 },
+        Phase::SettlingOld { reason: String::new(), engine_down_ms: 1, log: vec![] },
+    ]
+}
+
+#[test]
+fn a_lease_counts_from_its_request() {
+    let mut case = Case::at(Phase::Leased);
+    case.journal.work = None;
+    let hold = || Order::Hold { lease: lease("l1", 5) };
+    assert_eq!(case.act(hold()), Act::Begin { lease: lease("l1", 5), ends: BootTime(110_000) });
+    // It took longer than its time to live to arrive.
+    case.now = 110_000;
+    assert_eq!(case.act(hold()), Act::Refuse(Refusal::LeaseOver));
+}
+
+#[test]
+fn every_order_with_the_lease_renews_it_and_none_revives_it() {
+    for order in [Order::Hold { lease: lease("l1", 5) }, Order::Link { lease: lease("l1", 5) }] {
+        let mut case = Case::at(Phase::Linked);
+        let decision = case.decide(order.clone());
+        assert_eq!(decision, Decision { renewed: Some(BootTime(110_000)), act: Act::Nothing });
+        // An answer that was long on its way does not shorten what was given meanwhile.
+        case.sent = 10_000;
+        assert_eq!(case.decide(order.clone()).renewed, Some(BootTime(100_000)));
+        case.now = 100_000;
+        case.sent = 99_000;
+        assert_eq!(case.act(order), Act::Refuse(Refusal::LeaseOver));
+    }
+}
+
+#[test]
+fn a_lease_ends_with_its_time_or_its_boot_but_never_once_the_engine_is_stopped() {
+    let over =
+        |phase: Phase, boot: &str, now: u64| lease_is_over(journal(phase).work.as_ref().unwrap(), boot, BootTime(now));
+    for phase in [Phase::Leased, Phase::Linking, Phase::Linked] {
+        assert!(!over(phase.clone(), BOOT, 99_999));
+        assert!(over(phase.clone(), BOOT, 100_000));
+        assert!(over(phase, "boot-2", 0));
+    }
+    for phase in committed() {
+        assert!(!over(phase, "boot-2", u64::MAX));
+    }
+}
+
+#[test]
+fn a_lower_epoch_is_refused_in_every_order() {
+    for phase in [Phase::Leased, Phase::Linked, Phase::Running { engine_down_ms: 1 }] {
+        let case = Case::at(phase);
+        let old = || lease("l1", 4);
+        for order in [
+            Order::Hold { lease: old() },
+            Order::Link { lease: old() },
+            Order::Settle { lease: old() },
+            Order::SwitchBack { lease: old(), reason: String::new() },
+            Order::Withdraw { lease: old() },
+            Order::Hold { lease: lease("l2", 4) },
+        ] {
+            assert_eq!(case.act(order), Act::Refuse(Refusal::StaleEpoch { epoch: 4, seen: 5 }));
+        }
+    }
+}
+
+#[test]
+fn the_engine_is_stopped_on_a_fresh_unused_permit_of_a_linked_node_without_tasks() {
+    assert_eq!(Case::at(Phase::Linked).stop(), Act::Stop { permit: "p1".into() });
+    let with = |change: &dyn Fn(&mut Case)| {
+        let mut case = Case::at(Phase::Linked);
+        change(&mut case);
+        case.stop()
+    };
+    let refused = |refusal| Act::Refuse(refusal);
+    assert_eq!(with(&|case| case.tasks = Some(1)), refused(Refusal::TasksRun(1)));
+    assert_eq!(with(&|case| case.tasks = None), refused(Refusal::TasksUnknown));
+    assert_eq!(with(&|case| case.journal.used_permits.push("p1".into())), refused(Refusal::PermitUsed));
+    assert_eq!(with(&|case| case.now = 70_000), refused(Refusal::PermitStale(20)));
+    assert_eq!(with(&|case| case.now = 100_000), refused(Refusal::LeaseOver));
+    assert_eq!(with(&|case| case.boot_id = "boot-2"), refused(Refusal::OtherBoot));
+    assert_eq!(with(&|case| case.journal.max_epoch = 6), refused(Refusal::StaleEpoch { epoch: 5, seen: 6 }));
+    assert_eq!(Case::at(Phase::Leased).stop(), refused(Refusal::Phase("leased")));
+}
+
+#[test]
+fn no_permit_is_good_for_more_than_thirty_seconds() {
+    let mut case = Case::at(Phase::Linked);
+    let order = Order::Stop { permit: StopPermit { valid_secs: 3600, ..permit("p1") } };
+    case.now = 79_999;
+    assert_eq!(case.act(order.clone()), Act::Stop { permit: "p1".into() });
+    case.now = 80_000;
+    assert_eq!(case.act(order), Act::Refuse(Refusal::PermitStale(30)));
+}
+
+#[test]
+fn once_committed_nothing_is_stopped_again_withdrawn_or_forgotten() {
+    for phase in committed() {
+        let mut case = Case::at(phase);
+        assert_eq!(case.stop(), Act::Refuse(Refusal::Committed));
+        case.journal.used_permits.push("p1".into());
+        assert_eq!(case.stop(), Act::Nothing);
+        for order in [Order::Withdraw { lease: lease("l1", 5) }, Order::Forget { rollout: "r1".into() }] {
+            assert_eq!(case.act(order), Act::Refuse(Refusal::Committed));
+        }
+    }
+}
+
+#[test]
+fn settling_and_going_back_have_their_moments() {
+    let settle = || Order::Settle { lease: lease("l1", 5) };
+    let back = || Order::SwitchBack { lease: lease("l1", 5), reason: "x".into() };
+    let going_back = Act::SwitchBack { reason: "x".into() };
+    let running = Case::at(Phase::Running { engine_down_ms: 1 });
+    assert_eq!(running.act(settle()), Act::Settle);
+    assert_eq!(running.act(back()), going_back);
+    let verifying = Case::at(Phase::Verifying);
+    assert_eq!(verifying.act(settle()), Act::Refuse(Refusal::Phase("verifying")));
+    assert_eq!(verifying.act(back()), going_back);
+    for phase in [Phase::Leased, Phase::Linked, Phase::Switching, Phase::Starting] {
+        let case = Case::at(phase.clone());
+        assert_eq!(case.act(settle()), Act::Refuse(Refusal::Phase(name(&phase))));
+        assert_eq!(case.act(back()), Act::Refuse(Refusal::Phase(name(&phase))));
+    }
+}
+
+#[test]
+fn links_come_back_before_the_executor_ends() {
+    let forget = || Order::Forget { rollout: "r1".into() };
+    let withdraw = || Order::Withdraw { lease: lease("l1", 5) };
+    for phase in [Phase::Leased, Phase::Linked] {
+        let case = Case::at(phase);
+        assert_eq!(case.act(forget()), Act::Unlink);
+        assert_eq!(case.act(withdraw()), Act::Unlink);
+    }
+    let mut case = Case::at(Phase::Leased);
+    case.journal.work = None;
+    assert_eq!(case.act(forget()), Act::End);
+    assert_eq!(case.act(withdraw()), Act::Nothing);
+    let other = Order::Forget { rollout: "r2".into() };
+    assert_eq!(case.act(other), Act::Refuse(Refusal::OtherRollout("r2".into())));
+}
+
+#[test]
+fn a_new_lease_replaces_one_that_did_nothing_and_no_other() {
+    let hold = || Order::Hold { lease: lease("l2", 6) };
+    let begin = Act::Begin { lease: lease("l2", 6), ends: BootTime(110_000) };
+    assert_eq!(Case::at(Phase::Leased).act(hold()), begin);
+    assert_eq!(Case::at(Phase::Linked).act(hold()), Act::Unlink);
+    for phase in committed() {
+        assert_eq!(Case::at(phase).act(hold()), Act::Refuse(Refusal::OtherLease("l2".into())));
+    }
+}
+
+#[test]
+fn what_is_for_another_node_or_rollout_is_refused() {
+    let mut case = Case::at(Phase::Leased);
+    case.journal.work = None;
+    let stranger = Lease { node: "m".into(), ..lease("l1", 5) };
+    assert_eq!(case.act(Order::Hold { lease: stranger }), Act::Refuse(Refusal::OtherNode("m".into())));
+    let other = Lease { rollout: "r2".into(), ..lease("l1", 5) };
+    assert_eq!(case.act(Order::Hold { lease: other }), Act::Refuse(Refusal::OtherRollout("r2".into())));
+}

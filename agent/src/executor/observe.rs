@@ -1,0 +1,87 @@
+//! What the executor sees of the engine, kept while it is down.
+
+use std::time::Duration;
+
+use requeen_protocol::EngineFacts;
+
+use crate::engine::api::{Api, ApiError, SwarmFacts};
+use crate::engine::facts::{self, DigestCache};
+use crate::host::HostRoot;
+use crate::host::layout::Layout;
+use crate::staged::replace;
+
+/// What the engine said of its swarm, as a path of the host: an executor that starts while the engine
+/// is down still finds its managers.
+const SWARM_PATH: &str = "/var/lib/requeen/agent/swarm.json";
+
+/// Nothing waits for these answers but the next report.
+const API_LIMIT: Duration = Duration::from_secs(5);
+
+/// The engine from outside, as seen last.
+#[derive(Debug)]
+pub(crate) struct Observed {
+    root: HostRoot,
+    layout: Option<Layout>,
+    cache: DigestCache,
+    /// The swarm; empty until the engine has answered once.
+    pub(crate) swarm: SwarmFacts,
+    /// The engine; none while it is down.
+    pub(crate) engine: Option<EngineFacts>,
+    /// Containers of swarm tasks; none if the engine does not say.
+    pub(crate) task_containers: Option<u32>,
+}
+
+impl Observed {
+    /// Starts from what the last executor kept.
+    pub(crate) fn new(root: &HostRoot, layout: Option<Layout>) -> Self {
+        let kept = std::fs::read(root.join(SWARM_PATH)).ok();
+        Self {
+            root: root.clone(),
+            layout,
+            cache: DigestCache::default(),
+            swarm: kept.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_else(SwarmFacts::unknown),
+            engine: None,
+            task_containers: None,
+        }
+    }
+
+    /// Keeps the swarm for an executor that starts while the engine is down.
+    pub(crate) fn keep_swarm(&self) {
+        let kept = serde_json::to_vec_pretty(&self.swarm)
+            .map_err(std::io::Error::from)
+            .and_then(|bytes| replace(&self.root.join(SWARM_PATH), &bytes));
+        if let Err(error) = kept {
+            tracing::warn!("{SWARM_PATH} can't be written: {error}");
+        }
+    }
+
+    /// The engine is about to go, or is another one now.
+    pub(crate) fn forget_engine(&mut self) {
+        self.engine = None;
+    }
+
+    /// Looks at the engine again, if `again` or if it was not seen since it came up.
+    pub(crate) async fn refresh(&mut self, again: bool) {
+        if !again && self.engine.is_some() {
+            return;
+        }
+        self.engine = self.look().await.ok();
+    }
+
+    async fn look(&mut self) -> Result<EngineFacts, ApiError> {
+        let api = Api::connect(&self.root, API_LIMIT).await?;
+        let swarm = api.swarm().await?;
+        // An engine that has just started may not know its managers yet.
+        if !swarm.managers.is_empty() {
+            self.swarm = swarm;
+        }
+        let files = facts::read_files(&self.root, self.layout.as_ref(), &mut self.cache).await;
+        facts::engine(&self.root, &api, files).await
+    }
+
+    /// Counts the containers of swarm tasks.
+    pub(crate) async fn refresh_tasks(&mut self) {
+        let count = async { Api::connect(&self.root, API_LIMIT).await?.task_containers().await };
+        self.task_containers = count.await.ok();
+    }
+}

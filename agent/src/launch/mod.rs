@@ -1,0 +1,167 @@
+//! Starting the executor: a process of the host, outside the engine's control group.
+//!
+//! Three ways lead there, tried in this order: systemd over the host's system bus, systemd over its
+//! private socket, and a sibling container that moves into the host's namespaces. Only the first one
+//! is implemented. Success is never a reply: it is the executor holding its lock.
+
+mod system_bus;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use requeen_protocol::STATE_DIR;
+use tokio::time::Instant;
+
+use crate::host::HostRoot;
+use crate::lock::{self, LockError};
+use crate::sets::digest_file;
+
+/// So long the executor may take to hold its lock.
+const CALL_HOME: Duration = Duration::from_secs(10);
+/// How often the lock is looked at: the kernel tells nobody that a lock was taken.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A way to start a process of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// `StartTransientUnit` over the host's system bus.
+    SystemBus,
+    /// The same over systemd's private socket, where there is no system bus.
+    PrivateSocket,
+    /// A container in the host's namespaces that detaches, where there is no systemd.
+    SiblingContainer,
+}
+
+impl Way {
+    /// Every way, best first.
+    pub const ALL: [Way; 3] = [Way::SystemBus, Way::PrivateSocket, Way::SiblingContainer];
+
+    fn name(self) -> &'static str {
+        match self {
+            Way::SystemBus => "systemd over the host's system bus",
+            Way::PrivateSocket => "systemd over its private socket",
+            Way::SiblingContainer => "a sibling container",
+        }
+    }
+
+    async fn start(self, root: &HostRoot, argv: &[String]) -> Result<(), String> {
+        match self {
+            Way::SystemBus => system_bus::start(root, argv).await.map_err(|error| crate::client::chain(&error)),
+            Way::PrivateSocket | Way::SiblingContainer => Err("not in this version".to_owned()),
+        }
+    }
+}
+
+/// The executor was not started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The agent's binary can't be put on the host.
+    #[error("the agent's binary can't be copied to {path} of the host")]
+    Copy {
+        /// Where it should be, as a path of the host.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The lock can't be looked at.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// No way worked.
+    #[error("the executor can't be started on the host; tried: {}", .0.join("; "))]
+    NoWay(Vec<String>),
+}
+
+/// Copies this binary to the host, starts the executor from there, and waits until it holds its lock.
+pub async fn launch(root: &HostRoot, port: u16) -> Result<Way, LaunchError> {
+    let own = root.clone();
+    // A task that panics or is cancelled has no result; neither happens to this one.
+    let path = tokio::task::spawn_blocking(move || install(&own)).await.unwrap_or_else(|error| {
+        Err(LaunchError::Copy { path: STATE_DIR.to_owned(), source: io::Error::other(error) })
+    })?;
+    let argv = [path, "executor".into(), "--port".into(), port.to_string()];
+    let mut tried = Vec::new();
+    for way in Way::ALL {
+        match way.start(root, &argv).await {
+            Err(why) => tried.push(format!("{}: {why}", way.name())),
+            Ok(()) => {
+                if holds_within(root, CALL_HOME).await? {
+                    return Ok(way);
+                }
+                tried.push(format!(
+                    "{}: accepted, but the executor did not take its lock within {} s (see \
+                     `journalctl -u {}` on the node)",
+                    way.name(),
+                    CALL_HOME.as_secs(),
+                    system_bus::UNIT,
+                ));
+            }
+        }
+    }
+    Err(LaunchError::NoWay(tried))
+}
+
+async fn holds_within(root: &HostRoot, limit: Duration) -> Result<bool, LockError> {
+    let end = Instant::now() + limit;
+    loop {
+        if lock::is_held(root)? {
+            return Ok(true);
+        }
+        if Instant::now() >= end {
+            return Ok(false);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Puts this binary on the host, named by its content; gives its path there.
+fn install(root: &HostRoot) -> Result<String, LaunchError> {
+    let source = std::path::Path::new("/proc/self/exe");
+    let failed = |path: &str| {
+        let path = path.to_owned();
+        move |source| LaunchError::Copy { path, source }
+    };
+    let dir = format!("{STATE_DIR}/bin");
+    let digest = digest_file(source).map_err(failed(&dir))?;
+    let path = format!("{dir}/agent-{}-{}", env!("CARGO_PKG_VERSION"), digest.short());
+    let target = root.join(&path);
+    let copy = || -> io::Result<()> {
+        if target.exists() && digest_file(&target)? == digest {
+            return Ok(());
+        }
+        let dir = root.join(&dir);
+        std::fs::create_dir_all(&dir)?;
+        // A running binary can't be written to, but its name can be given to another file.
+        let temp = target.with_extension("new");
+        std::fs::copy(source, &temp)?;
+        let file = File::open(&temp)?;
+        file.set_permissions(std::fs::Permissions::from_mode(0o755))?;
+        file.sync_all()?;
+        std::fs::rename(&temp, &target)?;
+        File::open(&dir)?.sync_all()
+    };
+    copy().map_err(failed(&path))?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_copy_is_this_binary() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = HostRoot::new(dir.path());
+        let path = install(&root).unwrap();
+        assert!(path.starts_with("/var/lib/requeen/bin/agent-"));
+        let copy = root.join(&path);
+        assert_eq!(digest_file(&copy).unwrap(), digest_file(&std::env::current_exe().unwrap()).unwrap());
+        let mode = std::fs::metadata(&copy).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755);
+        // A torn copy is replaced, not trusted for its name.
+        std::fs::write(&copy, "torn").unwrap();
+        assert_eq!(install(&root).unwrap(), path);
+        assert!(std::fs::metadata(&copy).unwrap().len() > 4);
+    }
+}

@@ -1,0 +1,25 @@
+//! The agent: one binary with two lives on a node of a swarm.
+//!
+//! The *task* ([`task`]) runs in a container of a global service. It reports what is true on its node,
+//! gets a target ready, and hands over to the *executor* ([`executor`]) when the node is granted a
+//! lease. The executor is a process of the host, so it outlives the engine that it replaces.
+//!
+//! [`host`], [`stage`], [`sets`], [`swap`] and [`journal`] work on the host's files and know neither
+//! the network nor the engine's API. Nothing here speaks to the swarm's control API: what a node
+//! should do is the coordinator's word, and it comes through [`client`].
+
+pub mod client;
+pub mod clock;
+pub mod engine;
+pub mod executor;
+pub mod host;
+pub mod identity;
+pub mod journal;
+pub mod launch;
+pub mod lock;
+pub mod reporter;
+pub mod sets;
+pub mod stage;
+pub mod staged;
+pub mod swap;
+pub mod task;

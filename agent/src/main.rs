@@ -1,0 +1,115 @@
+//! The agent's command line: `agent` is the task, `agent executor` what it starts on the host.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use agent::clock::boot_time;
+use agent::host::HostRoot;
+use agent::reporter::kernel_chance;
+use agent::{executor, task};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+const EXAMPLE: &str = "\
+Example, on any manager of the swarm:
+  docker service create --name requeen-agent --mode global --network host \\
+    --mount type=bind,source=/,target=/host REGISTRY/requeen agent
+
+On a node that is drained or paused, where the swarm starts no global task:
+  docker run -d --name requeen-agent --restart always --network host -v /:/host REGISTRY/requeen agent";
+
+/// Requeen's agent: gets this node's Docker Engine ready for its upgrade, and carries it out when the
+/// swarm's coordinator grants the lease.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLE)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    /// Where the host's root directory is mounted
+    #[arg(long, env = "REQUEEN_HOST_ROOT", default_value = "/host", value_name = "DIR")]
+    host_root: PathBuf,
+    #[command(subcommand)]
+    life: Option<Life>,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// TCP port of the coordinator on the swarm's managers
+    #[arg(long, env = "REQUEEN_PORT", default_value_t = requeen_protocol::DEFAULT_PORT, global = true)]
+    port: u16,
+    /// Form of the log on standard error
+    #[arg(long, env = "REQUEEN_LOG_FORMAT", default_value = "text", global = true)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    /// Lines for people
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Life {
+    /// Works on the host itself and outlives the engine; the task starts it
+    #[command(hide = true)]
+    Executor,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr(cli.common.log_format);
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    // One thread: an idle agent should cost a node nothing.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match cli.life {
+        None => {
+            let options = task::Options {
+                root: HostRoot::new(cli.host_root),
+                port: cli.common.port,
+                clock: boot_time,
+                chance: kernel_chance,
+            };
+            let ended = runtime.block_on(async {
+                let mut end = signal(SignalKind::terminate())?;
+                let mut interrupt = signal(SignalKind::interrupt())?;
+                tokio::select! {
+                    never = task::run(options) => match never {},
+                    _ = end.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                anyhow::Ok(())
+            });
+            // A thread that waits or copies is no reason to stay: everything it writes is replaced
+            // as a whole.
+            runtime.shutdown_background();
+            ended
+        }
+        Some(Life::Executor) => runtime.block_on(executor::run(executor::Options {
+            root: HostRoot::new("/"),
+            port: cli.common.port,
+            clock: boot_time,
+            chance: kernel_chance,
+        })),
+    }
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}

@@ -1,0 +1,7 @@
+//! Getting a target ready: everything slow and everything that can fail, before anything is touched.
+
+pub mod bundle;
+mod elf;
+mod folders;
+pub mod preflight;
+pub mod version;

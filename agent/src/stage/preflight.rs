@@ -1,0 +1,296 @@
+//! Whether a staged set can be installed on this host: everything that can be found out without
+//! touching what runs. Links, renames and programs are tried and not guessed.
+
+use std::time::Duration;
+
+use nix::sys::statvfs::{FsFlags, statvfs};
+use requeen_protocol::{BundleRef, EngineFile, Preflight, Problem};
+
+use super::version::Version;
+use super::{elf, folders};
+use crate::host::layout::Layout;
+use crate::host::{HostRoot, Ran, RunError};
+use crate::sets::{ENGINES_DIR, Manifest, SetId, Store};
+
+/// `dockerd --validate` is there from this major version on.
+const VALIDATE_SINCE: u64 = 23;
+/// How long a program may take to print its version or to judge its configuration.
+const RUN_LIMIT: Duration = Duration::from_secs(30);
+/// What the checks need to know beyond the host's files.
+#[derive(Clone, Debug)]
+pub struct PreflightInput {
+    /// Version that the running engine's API gives.
+    pub running_version: String,
+    /// Whether a lower version is wanted on purpose.
+    pub allow_downgrade: bool,
+    /// The host's machine, as `uname -m` names it.
+    pub arch: String,
+    /// Names of running containers that are no swarm tasks, passed through to the result.
+    pub standalone: Vec<String>,
+}
+
+/// Runs a program of the host.
+type Runner<'a> = &'a dyn Fn(&str, &[String]) -> Result<Ran, RunError>;
+
+/// Checks everything that can be checked without touching what runs. Gives every reason against the
+/// set, not only the first.
+pub fn check(
+    root: &HostRoot,
+    layout: &Layout,
+    store: &Store,
+    new: &SetId,
+    old: &SetId,
+    input: &PreflightInput,
+) -> Result<Preflight, Vec<Problem>> {
+    let run = |program: &str, args: &[String]| root.run(program, args, RUN_LIMIT);
+    check_by(root, layout, store, (new, old), input, &run)
+}
+
+fn check_by(
+    root: &HostRoot,
+    layout: &Layout,
+    store: &Store,
+    (new, old): (&SetId, &SetId),
+    input: &PreflightInput,
+    run: Runner<'_>,
+) -> Result<Preflight, Vec<Problem>> {
+    let manifest = |set: &SetId| {
+        store.manifest(set).map_err(|error| {
+            vec![problem(chain(&error), format!("remove {ENGINES_DIR}/{} and stage the node again", set.0.hex()))]
+        })
+    };
+    let (incoming, running) = (manifest(new)?, manifest(old)?);
+    let changes: Vec<EngineFile> = EngineFile::ALL
+        .iter()
+        .copied()
+        .filter(|file| {
+            incoming.files.get(file).map(|entry| &entry.digest) != running.files.get(file).map(|entry| &entry.digest)
+        })
+        .collect();
+    let mut problems = Vec::new();
+    let mut notes = Vec::new();
+
+    problems.extend(downgrade(&incoming.version, input));
+    let foreign = machines(store, (new, &incoming), old, &changes, &input.arch);
+    let runnable = foreign.is_empty();
+    problems.extend(foreign);
+    problems.extend(folders::check(root, layout, &changes));
+    problems.extend(folders::room_beside(root, layout, &incoming, &changes));
+    match no_exec(store) {
+        Some(refusal) => problems.push(refusal),
+        // What is for another machine, or may not be executed, would only say so again.
+        None if runnable => {
+            problems.extend(versions(store, new, &incoming, &changes, run));
+            problems.extend(validate(layout, store, (new, &incoming), input, run, &mut notes));
+        }
+        None => {}
+    }
+    notes.extend(owners(root));
+    if problems.is_empty() {
+        Ok(Preflight {
+            from: input.running_version.clone(),
+            to: incoming.version,
+            set: new.0.clone(),
+            changes,
+            standalone: input.standalone.clone(),
+            notes,
+        })
+    } else {
+        Err(problems)
+    }
+}
+
+/// Whether there is room for a bundle and its files, before it is fetched: the tarball, the new set,
+/// and a copy of the old one where it can't be linked.
+pub fn space(root: &HostRoot, bundle: &BundleRef) -> Result<(), Vec<Problem>> {
+    let needed = bundle.size.saturating_add(bundle.unpacked.saturating_mul(2));
+    folders::room(root, ENGINES_DIR.as_ref(), needed).map_or(Ok(()), |problem| Err(vec![problem]))
+}
+
+pub(super) fn problem(what: impl Into<String>, hint: impl Into<String>) -> Problem {
+    Problem { what: what.into(), hint: hint.into() }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn downgrade(new: &str, input: &PreflightInput) -> Option<Problem> {
+    let running = &input.running_version;
+    // A version without numbers can't be compared; what is wrong with it the checks below find out.
+    let lower = Version::parse(new)? < Version::parse(running)?;
+    (lower && !input.allow_downgrade).then(|| {
+        problem(
+            format!("the bundle's version {new} is older than {running}, which runs"),
+            "`--allow-downgrade` if that is wanted",
+        )
+    })
+}
+
+/// Every new file is a program for this machine.
+fn machines(
+    store: &Store,
+    (new, incoming): (&SetId, &Manifest),
+    old: &SetId,
+    changes: &[EngineFile],
+    arch: &str,
+) -> Vec<Problem> {
+    let installed = match elf::machine(&store.path(old, EngineFile::Dockerd)) {
+        Ok(Some(machine)) => machine,
+        Ok(None) => {
+            return vec![problem(
+                "this host's dockerd is not a program but a script or another wrapper",
+                "let docker.service run dockerd itself, or exclude the node",
+            )];
+        }
+        Err(error) => {
+            return vec![problem(format!("this host's dockerd can't be read: {error}"), "look at the file system")];
+        }
+    };
+    let mut problems = Vec::new();
+    for &file in changes.iter().filter(|file| incoming.files.contains_key(file)) {
+        let what = match elf::machine(&store.path(new, file)) {
+            Ok(Some(machine)) if machine == elf::of_arch(arch).unwrap_or(installed) => continue,
+            Ok(Some(machine)) => format!("the bundle's {file} is for {}, this host is {arch}", elf::name(machine)),
+            Ok(None) => format!("the bundle's {file} is not a program"),
+            Err(error) => format!("the staged {file} can't be read: {error}"),
+        };
+        problems.push(problem(what, format!("use a bundle for {arch}")));
+    }
+    problems
+}
+
+/// During the swap the engine is started from the store, so programs must be allowed there.
+fn no_exec(store: &Store) -> Option<Problem> {
+    statvfs(store.dir()).is_ok_and(|stat| stat.flags().contains(FsFlags::ST_NOEXEC)).then(|| {
+        problem(
+            format!("{ENGINES_DIR} is on a file system mounted noexec"),
+            "remount it with exec, or mount another file system on /var/lib/requeen",
+        )
+    })
+}
+
+/// Every new program starts in the host's root and tells its version; dockerd the expected one.
+fn versions(store: &Store, new: &SetId, incoming: &Manifest, changes: &[EngineFile], run: Runner<'_>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for &file in changes.iter().filter(|file| incoming.files.contains_key(file)) {
+        let arg = match file {
+            EngineFile::Dockerd
+            | EngineFile::Docker
+            | EngineFile::DockerInit
+            | EngineFile::Containerd
+            | EngineFile::Ctr
+            | EngineFile::Runc => "--version",
+            EngineFile::ContainerdShimRuncV2 => "-v",
+            // It has no such flag before 23.0.
+            EngineFile::DockerProxy => continue,
+        };
+        let program = store.host_path(new, file);
+        match run(&program, &[arg.to_owned()]) {
+            Ok(ran) if ran.status.success() => {
+                if file == EngineFile::Dockerd
+                    && Version::parse(printed_version(&ran.stdout)) != Version::parse(&incoming.version)
+                {
+                    problems.push(problem(
+                        format!("the new dockerd says `{}`, expected version {}", ran.stdout.trim(), incoming.version),
+                        "use the bundle that the rollout names",
+                    ));
+                }
+            }
+            Ok(ran) => problems.push(problem(
+                format!("the new {file} does not run here: {}", last_words(&ran)),
+                "use a bundle built for this host's system libraries (a static one)",
+            )),
+            Err(error) => problems.push(problem(
+                format!("the new {file} does not run here: {}", chain(&error)),
+                "use a bundle built for this host's system libraries (a static one)",
+            )),
+        }
+    }
+    problems
+}
+
+/// The version in `Docker version 26.1.5, build a72d7cd`.
+fn printed_version(line: &str) -> &str {
+    line.split_whitespace().skip_while(|word| *word != "version").nth(1).unwrap_or_default().trim_end_matches(',')
+}
+
+/// What a program said last, or how it ended.
+fn last_words(ran: &Ran) -> String {
+    let said = if ran.stderr.trim().is_empty() { &ran.stdout } else { &ran.stderr };
+    let last = said.lines().rev().find(|line| !line.trim().is_empty());
+    last.map_or_else(|| ran.status.to_string(), |line| format!("{} ({})", line.trim(), ran.status))
+}
+
+/// Both engines accept the node's own flags and configuration as they are today: the new one because
+/// it will be started with them, the old one because it may have to be started again.
+fn validate(
+    layout: &Layout,
+    store: &Store,
+    (new, incoming): (&SetId, &Manifest),
+    input: &PreflightInput,
+    run: Runner<'_>,
+    notes: &mut Vec<String>,
+) -> Vec<Problem> {
+    let mut args: Vec<String> = layout.dockerd_argv.iter().skip(1).cloned().collect();
+    args.push("--validate".to_owned());
+    let engines = [
+        (
+            "new",
+            &incoming.version,
+            store.host_path(new, EngineFile::Dockerd),
+            "correct docker.service's flags and daemon.json for the new version",
+        ),
+        (
+            "running",
+            &input.running_version,
+            layout.targets[&EngineFile::Dockerd].clone(),
+            "the engine that runs would not start again: correct docker.service's flags and daemon.json",
+        ),
+    ];
+    let mut problems = Vec::new();
+    for (which, version, program, hint) in engines {
+        if !Version::parse(version).is_some_and(|version| version.at_least(VALIDATE_SINCE)) {
+            notes.push(format!("the {which} engine ({version}) can't check its configuration without being started"));
+            continue;
+        }
+        match run(&program, &args) {
+            Ok(ran) if ran.status.success() => {}
+            Ok(ran) => problems.push(problem(
+                format!("the {which} engine ({version}) refuses this node's configuration: {}", last_words(&ran)),
+                hint,
+            )),
+            Err(error) => problems.push(problem(
+                format!("the {which} engine ({version}) can't check its configuration: {}", chain(&error)),
+                hint,
+            )),
+        }
+    }
+    problems
+}
+
+/// Debian packages that own engine files: their next upgrade brings their own back.
+fn owners(root: &HostRoot) -> Option<String> {
+    const PACKAGES: [&str; 8] =
+        ["docker.io", "docker-cli", "docker-ce", "docker-ce-cli", "containerd", "containerd.io", "runc", "tini"];
+    let installed: Vec<&str> = PACKAGES
+        .into_iter()
+        .filter(|package| root.resolve(format!("/var/lib/dpkg/info/{package}.list")).is_ok_and(|path| path.exists()))
+        .collect();
+    (!installed.is_empty()).then(|| {
+        let names = installed.join(" ");
+        format!("packages own engine files, and their next upgrade brings theirs back: `apt-mark hold {names}`")
+    })
+}
+
+#[cfg(test)]
+#[path = "preflight_tests.rs"]
+mod tests;
