@@ -1,0 +1,156 @@
+//! The command line: what can be asked.
+
+use clap::{Args, Parser, Subcommand};
+use lab::Suite;
+use lab::images::Build;
+
+/// Swarms of real Docker Engines on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "lab", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What the lab can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a swarm (again, if there is one of that name).
+    Up(Up),
+    /// Remove a swarm and everything that was made for it.
+    Down(Down),
+    /// Tell what there is.
+    Status {
+        /// As JSON, on one line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Open a shell on a node, or run a command there.
+    Shell {
+        /// The node: m1, w2, …
+        node: String,
+        /// The lab.
+        #[arg(long, default_value = DEFAULT)]
+        name: String,
+        /// What to run instead of a shell.
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+    /// Make the bundle of a suite's engine and print its path.
+    Bundle {
+        /// bullseye, bookworm, trixie or sid.
+        suite: Suite,
+    },
+    /// Make a node's image of a suite and print its tag.
+    Image {
+        /// bullseye, bookworm, trixie or sid.
+        suite: Suite,
+    },
+    /// Build the product's image and print its tag.
+    Product(Product),
+    /// Upgrade a swarm under load: the product in one command.
+    Demo(Demo),
+    /// Make bundles and images that tests need, then run all tests of the workspace.
+    Test {
+        /// Arguments for `cargo test --workspace`.
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Measure upgrades under load: how long, how long each engine was down, how many requests failed.
+    Bench(Bench),
+    /// Remove every lab and every image that the lab made; the cached packages and bundles stay.
+    Cleanup,
+}
+
+/// The lab's name where none is given.
+const DEFAULT: &str = "default";
+
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    #[arg(long, default_value = DEFAULT)]
+    pub(crate) name: String,
+    /// How many managers.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) managers: u8,
+    /// How many workers.
+    #[arg(long, default_value_t = 2)]
+    pub(crate) workers: u8,
+    /// The suite whose engine the nodes run.
+    #[arg(long, default_value_t = Suite::Bookworm)]
+    pub(crate) engine: Suite,
+    /// Images of this machine to load on every node.
+    #[arg(long = "image")]
+    pub(crate) images: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Down {
+    #[arg(long, default_value = DEFAULT)]
+    pub(crate) name: String,
+    /// Every lab of this machine.
+    #[arg(long, conflicts_with = "name")]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    #[arg(long, default_value = "demo")]
+    pub(crate) name: String,
+    /// How many managers.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) managers: u8,
+    /// How many workers.
+    #[arg(long, default_value_t = 2)]
+    pub(crate) workers: u8,
+    /// The suite whose engine the nodes start with.
+    #[arg(long, default_value_t = Suite::Bookworm)]
+    pub(crate) engine: Suite,
+    /// The suite whose engine they are upgraded to.
+    #[arg(long, default_value_t = Suite::Trixie)]
+    pub(crate) target: Suite,
+    #[command(flatten)]
+    pub(crate) product: Product,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    #[arg(long, default_value = "bench")]
+    pub(crate) name: String,
+    /// How many managers.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) managers: u8,
+    /// How many workers.
+    #[arg(long, default_value_t = 2)]
+    pub(crate) workers: u8,
+    /// The suite whose engine the nodes start with.
+    #[arg(long, default_value_t = Suite::Bookworm)]
+    pub(crate) engine: Suite,
+    /// The suite whose engine they are upgraded to.
+    #[arg(long, default_value_t = Suite::Trixie)]
+    pub(crate) target: Suite,
+    /// How many upgrades, each of a new swarm.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) runs: u32,
+    /// The measurements as JSON, one line each.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) product: Product,
+}
+
+/// How the product is built.
+#[derive(Debug, Args)]
+pub(crate) struct Product {
+    /// Build on this machine instead of with the Dockerfile: faster.
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// With --quick, cargo's profile.
+    #[arg(long, default_value = "release", requires = "quick")]
+    pub(crate) profile: String,
+}
+
+impl From<Product> for Build {
+    fn from(product: Product) -> Self {
+        if product.quick { Self::Machine { profile: product.profile } } else { Self::Dockerfile }
+    }
+}

@@ -1,0 +1,179 @@
+//! What each command does; all printing is here. Data goes to standard output, words to standard error.
+
+use std::io::IsTerminal;
+use std::process::{Command as Process, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use lab::demo::Demo as Demonstration;
+use lab::images::{Build, repository};
+use lab::{Error, Lab, LabStatus, Spec, Suite, command, engines, images};
+
+use crate::cli::{Bench, Command, Demo, Down, Up};
+
+/// Runs a command and returns what the process shall end with.
+pub(crate) fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Up(args) => up(&args).map(|()| ExitCode::SUCCESS),
+        Command::Down(args) => down(&args).map(|()| ExitCode::SUCCESS),
+        Command::Status { json } => status(json).map(|()| ExitCode::SUCCESS),
+        Command::Shell { node, name, command } => shell(&name, &node, &command),
+        Command::Bundle { suite } => {
+            let bundle = engines::bundle(suite)?;
+            eprintln!("Docker Engine {}, sha256:{}", bundle.version, bundle.sha256);
+            println!("{}", bundle.path.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Image { suite } => {
+            println!("{}", images::node_image(suite)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Product(args) => {
+            println!("{}", Build::from(args).run()?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Demo(args) => demo(args),
+        Command::Test { args } => test(&args),
+        Command::Bench(args) => bench(args),
+        Command::Cleanup => cleanup().map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn up(args: &Up) -> Result<()> {
+    let started = Instant::now();
+    let spec = Spec { name: args.name.clone(), managers: args.managers, workers: args.workers, suite: args.engine };
+    let lab = Lab::up(&spec)?;
+    for image in &args.images {
+        lab.load_image(image).with_context(|| format!("cannot load {image}"))?;
+    }
+    eprintln!("{} nodes in {:.1} s", lab.nodes().len(), started.elapsed().as_secs_f64());
+    table(&[LabStatus::of(&lab)?]);
+    Ok(())
+}
+
+fn down(args: &Down) -> Result<()> {
+    let names = if args.all { Lab::names()? } else { vec![args.name.clone()] };
+    for name in names {
+        Lab::down(&name)?;
+        eprintln!("removed {name}");
+    }
+    Ok(())
+}
+
+fn status(json: bool) -> Result<()> {
+    let mut labs = Vec::new();
+    for name in Lab::names()? {
+        match Lab::attach(&name) {
+            Ok(lab) => labs.push(LabStatus::of(&lab)?),
+            // A network or a volume without a node is what a killed run leaves.
+            Err(Error::UnknownLab { name }) => labs.push(LabStatus { name, nodes: Vec::new() }),
+            Err(other) => return Err(other.into()),
+        }
+    }
+    if json {
+        println!("{}", serde_json::to_string(&labs)?);
+    } else {
+        table(&labs);
+    }
+    Ok(())
+}
+
+fn table(labs: &[LabStatus]) {
+    println!("{:<12} {:<6} {:<8} {:<14} {:<10} {:<18} SWARM", "LAB", "NODE", "ROLE", "ADDRESS", "STATE", "ENGINE");
+    for lab in labs {
+        if lab.nodes.is_empty() {
+            println!("{:<12} (left by a killed run; remove it: cargo lab down --name {0})", lab.name);
+        }
+        for node in &lab.nodes {
+            let role = match node.role {
+                lab::Role::Manager => "manager",
+                lab::Role::Worker => "worker",
+            };
+            let engine = node.engine.as_deref().unwrap_or("-");
+            let swarm = node.swarm.as_deref().unwrap_or("-");
+            let (name, address, state) = (&node.name, &node.address, &node.state);
+            println!("{:<12} {name:<6} {role:<8} {address:<14} {state:<10} {engine:<18} {swarm}", lab.name);
+        }
+    }
+}
+
+fn shell(name: &str, node: &str, command: &[String]) -> Result<ExitCode> {
+    let lab = Lab::attach(name)?;
+    let node = lab.node(node)?;
+    let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    let words: Vec<&str> = if command.is_empty() { vec!["bash"] } else { command.iter().map(String::as_str).collect() };
+    exit(command::inherit(&mut node.command(&words, terminal))?)
+}
+
+fn demo(args: Demo) -> Result<ExitCode> {
+    let spec = Spec { name: args.name, managers: args.managers, workers: args.workers, suite: args.engine };
+    let demo = Demonstration { spec, target: args.target, next: Suite::Sid, build: args.product.into() };
+    exit(lab::demo::run(&demo, |line| eprintln!("── {line}"))?)
+}
+
+fn test(args: &[String]) -> Result<ExitCode> {
+    warm()?;
+    let mut cargo = Process::new("cargo");
+    cargo.args(["test", "--workspace"]).args(args).current_dir(repository());
+    exit(command::inherit(&mut cargo)?)
+}
+
+fn bench(args: Bench) -> Result<ExitCode> {
+    Build::from(args.product).run()?;
+    let target = engines::bundle(args.target)?;
+    let spec = Spec { name: args.name, managers: args.managers, workers: args.workers, suite: args.engine };
+    let mut worst = 0;
+    for run in 1..=args.runs {
+        let measured = lab::bench::run(&spec, &target)?;
+        worst = worst.max(measured.status);
+        if args.json {
+            println!("{}", serde_json::to_string(&measured)?);
+            continue;
+        }
+        println!(
+            "run {run}: status {}, {:.1} s for {} nodes, {} of {} requests failed",
+            measured.status,
+            measured.upgrade_seconds,
+            measured.nodes.len(),
+            measured.failed,
+            measured.requests
+        );
+        for node in &measured.nodes {
+            let down = node.down_seconds.map_or_else(|| "never".to_owned(), |seconds| format!("{seconds:.2} s"));
+            println!("  {:<4} {:<16} down {down}", node.node, node.version);
+        }
+    }
+    exit(worst)
+}
+
+/// Makes what scenarios need, so that no test's time holds a download. What can't be had is said, once, up front.
+fn warm() -> Result<()> {
+    for suite in Suite::ALL {
+        match engines::bundle(suite).and_then(|_| images::node_image(suite)) {
+            Ok(_) => {}
+            Err(error @ Error::SuiteUnavailable { .. }) => {
+                eprintln!("SKIPPED: scenarios with {suite}: {error}")
+            }
+            Err(other) => return Err(other.into()),
+        }
+    }
+    Ok(())
+}
+
+fn cleanup() -> Result<()> {
+    for name in Lab::names()? {
+        Lab::down(&name)?;
+        eprintln!("removed {name}");
+    }
+    for tag in images::clean()? {
+        eprintln!("removed {tag}");
+    }
+    Ok(())
+}
+
+fn exit(status: i32) -> Result<ExitCode> {
+    match u8::try_from(status) {
+        Ok(code) => Ok(ExitCode::from(code)),
+        Err(_) => bail!("the command ended with status {status}"),
+    }
+}

@@ -1,0 +1,145 @@
+//! What can go wrong in the lab, one variant per kind of operation.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::Suite;
+
+/// The lab's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An operation of the lab that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or folder could not be read, written or locked.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was tried, as a verb: "read", "create", "lock".
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A program could not be started or its pipes broke.
+    #[error("cannot run {program}")]
+    Start {
+        /// The program's name.
+        program: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A program ran and said no.
+    #[error("`{command}` ended with status {status}: {said}")]
+    Failed {
+        /// The command line, shortened.
+        command: String,
+        /// Its exit status; 128 + n for a signal n.
+        status: i32,
+        /// The end of what it wrote to standard error, or to standard output if that was empty.
+        said: String,
+    },
+    /// A program's answer was not the JSON it promises.
+    #[error("cannot understand the answer of {what}")]
+    Json {
+        /// Whose answer.
+        what: &'static str,
+        /// Where it broke.
+        source: serde_json::Error,
+    },
+    /// A program's answer lacks what it should name.
+    #[error("{what} answered {answer:?}, expected {expected}")]
+    Answer {
+        /// Whose answer.
+        what: &'static str,
+        /// The answer.
+        answer: String,
+        /// What was expected in it.
+        expected: &'static str,
+    },
+    /// An engine of this suite can't be had here: scenarios that need it are to be skipped, loudly.
+    #[error("no engine of Debian {suite} can be had here: {reason}")]
+    SuiteUnavailable {
+        /// The suite.
+        suite: Suite,
+        /// Why.
+        reason: String,
+    },
+    /// The machine's apt names no Debian archive.
+    #[error("apt's sources on this machine name no Debian archive; set {variable} to one")]
+    NoArchive {
+        /// The environment variable that names one.
+        variable: &'static str,
+    },
+    /// The machine's own Docker Engine does not answer.
+    #[error("the Docker Engine of this machine does not answer: {said}")]
+    NoEngine {
+        /// What its client said.
+        said: String,
+    },
+    /// Something that should have become true did not.
+    #[error("waited {} s for {what}; last seen: {last}", waited.as_secs())]
+    Timeout {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        waited: Duration,
+        /// What was seen last.
+        last: String,
+    },
+    /// There is no lab of that name.
+    #[error("there is no lab named {name}")]
+    UnknownLab {
+        /// The name asked for.
+        name: String,
+    },
+    /// The lab has no node of that name.
+    #[error("lab {lab} has no node named {node}; it has {known}")]
+    UnknownNode {
+        /// The lab.
+        lab: String,
+        /// The name asked for.
+        node: String,
+        /// The nodes it has.
+        known: String,
+    },
+    /// A name that is not made of lower-case letters, digits and dashes.
+    #[error("{name:?} can't name a lab: use lower-case letters, digits and dashes")]
+    BadName {
+        /// The name.
+        name: String,
+    },
+    /// A swarm needs at least one manager, and the lab's addresses carry at most 90 nodes of each role.
+    #[error("a lab of {managers} managers and {workers} workers can't be made: 1 to 90 managers, 0 to 90 workers")]
+    BadSize {
+        /// Managers asked for.
+        managers: u8,
+        /// Workers asked for.
+        workers: u8,
+    },
+    /// Every subnet the lab may use is taken.
+    #[error("no free subnet among 10.201.0.0/24 to 10.201.255.0/24")]
+    NoSubnet,
+    /// A thread of the lab ended by a panic.
+    #[error("a thread of the lab that did {what} panicked")]
+    Panicked {
+        /// What it did.
+        what: &'static str,
+    },
+    /// The package of an engine lacks one of its files.
+    #[error("the packages of Debian {suite} hold no {file}")]
+    MissingFile {
+        /// The suite.
+        suite: Suite,
+        /// The file's name.
+        file: &'static str,
+    },
+}
+
+impl Error {
+    /// Turns an I/O error into [`Error::File`], for `map_err`.
+    pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { action, path, source }
+    }
+}

@@ -1,0 +1,119 @@
+//! The product's image: as its users build it, or faster, from binaries that this machine built.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::command::{self, Input};
+use crate::{Error, Result, cache, tools};
+
+use super::LABEL;
+use super::builder::{build, builder, docker_build};
+
+/// The tag of the product's image in the lab.
+pub const PRODUCT: &str = "requeen:dev";
+
+/// The product's binaries.
+const BINARIES: [&str; 2] = ["agent", "coordinator"];
+
+/// The workspace's folder.
+pub fn repository() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.ancestors().nth(2).unwrap_or(manifest).to_owned()
+}
+
+/// Builds [`PRODUCT`] with the repository's Dockerfile, in the [`builder`]'s image instead of one that is pulled.
+///
+/// Every change to the workspace builds everything anew, which takes minutes: while working on the product use
+/// [`product_from_machine`].
+pub fn product() -> Result<&'static str> {
+    tools::engine()?;
+    let builder = builder()?;
+    let repository = repository();
+    let revision = git(&repository, &["rev-parse", "HEAD"]);
+    // The commit's time, not today's, so that the same commit gives the same image.
+    let created = git(&repository, &["log", "-1", "--format=%cI"]);
+    let version = format!("{}-dev", env!("CARGO_PKG_VERSION"));
+    tracing::info!("build {PRODUCT} with the Dockerfile; this takes minutes unless nothing has changed");
+    let arguments =
+        [("BUILDER", builder.as_str()), ("VERSION", &version), ("REVISION", &revision), ("CREATED", &created)];
+    let mut docker = docker_build(PRODUCT);
+    for (name, value) in arguments {
+        docker.arg("--build-arg").arg(format!("{name}={value}"));
+    }
+    // What the compiler says is for whoever waits; standard output is for data.
+    docker.arg(&repository).stdout(std::io::stderr());
+    command::inherit_ok(&mut docker)?;
+    Ok(PRODUCT)
+}
+
+/// Builds the binaries with this machine's cargo and makes [`PRODUCT`] of them.
+///
+/// `profile` is cargo's: `release` is what users get, `dev` compiles several times faster. `features` go to cargo as
+/// they are, such as `requeen-agent/failpoints`.
+pub fn product_from_machine(profile: &str, features: &[&str]) -> Result<&'static str> {
+    tools::engine()?;
+    let repository = repository();
+    tracing::info!(profile, "build the product's binaries");
+    let mut cargo = Command::new("cargo");
+    cargo.args(["build", "--locked", "--quiet", "--profile", profile]).current_dir(&repository);
+    cargo.args(["--package", "requeen-agent", "--package", "requeen-coordinator"]);
+    if !features.is_empty() {
+        cargo.arg("--features").arg(features.join(","));
+    }
+    command::inherit_ok(&mut cargo)?;
+    let work =
+        tempfile::tempdir_in(cache::folder("images")?).map_err(Error::file("create a folder in", "the cache"))?;
+    for binary in BINARIES {
+        let from = built(&repository, profile, binary)?;
+        fs::copy(&from, work.path().join(binary)).map_err(Error::file("copy", &from))?;
+    }
+    let dockerfile = format!(
+        "FROM scratch\nCOPY {} /usr/local/bin/\nENV PATH=/usr/local/bin\nLABEL {LABEL}=product\n",
+        BINARIES.join(" ")
+    );
+    let file = work.path().join("Dockerfile");
+    fs::write(&file, dockerfile).map_err(Error::file("write", &file))?;
+    build(work.path(), PRODUCT)?;
+    Ok(PRODUCT)
+}
+
+/// How [`PRODUCT`] is to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Build {
+    /// With the repository's Dockerfile, as [`product`] does.
+    Dockerfile,
+    /// With this machine's cargo and one of its profiles, as [`product_from_machine`] does.
+    Machine {
+        /// Cargo's profile: `release` or `dev`.
+        profile: String,
+    },
+}
+
+impl Build {
+    /// Makes the image.
+    pub fn run(&self) -> Result<&'static str> {
+        match self {
+            Self::Dockerfile => product(),
+            Self::Machine { profile } => product_from_machine(profile, &[]),
+        }
+    }
+}
+
+/// Where cargo put a binary: below the target's name, as `.cargo/config.toml` asks.
+fn built(repository: &Path, profile: &str, binary: &str) -> Result<PathBuf> {
+    let host = command::run("rustc", &["--print", "host-tuple"])?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository.join("target"), PathBuf::from);
+    // Cargo's one exception: the profile `dev` has the folder `debug`.
+    let folder = if profile == "dev" { "debug" } else { profile };
+    Ok(target.join(host.trimmed()).join(folder).join(binary))
+}
+
+/// What git says, or "unknown" where there is no git or no commit.
+fn git(repository: &Path, args: &[&str]) -> String {
+    let output = command::collect(Command::new("git").args(args).current_dir(repository), Input::Empty);
+    match output {
+        Ok(output) if output.success() => output.trimmed().to_owned(),
+        Ok(_) | Err(_) => "unknown".to_owned(),
+    }
+}

@@ -1,0 +1,40 @@
+//! The lab: real swarms of real engines on one machine.
+//!
+//! A [`Lab`] is a Docker Swarm whose machines are containers that run systemd and one of Debian's Docker Engines
+//! ([`Suite`] names which). Nothing is pulled: [`images`] makes the nodes' images and the product's own from Debian
+//! packages, and [`engines`] makes the `docker-VERSION.tgz` bundles that an upgrade is given. All of it is cached by
+//! the digest of what it was made from.
+//!
+//! Everything the lab makes on the machine's engine carries the label [`LABEL`] with the lab's name, and only what
+//! carries that label is ever removed. There is no other record of a lab: a killed run leaves labelled objects, and the
+//! next [`Lab::up`] or [`Lab::down`] of that name finds them.
+//!
+//! What may not live here: anything that knows how an upgrade works. [`product`] starts what an operator would start,
+//! with the operator's commands; the scenarios belong to the end-to-end tests.
+
+pub mod apt;
+pub mod bench;
+pub mod cache;
+pub mod command;
+pub mod demo;
+pub mod engines;
+mod error;
+pub mod images;
+mod network;
+mod node;
+pub mod product;
+pub mod rig;
+mod status;
+mod suite;
+mod swarm;
+pub mod tools;
+pub mod wait;
+
+pub use error::{Error, Result};
+pub use node::{Node, Role};
+pub use status::{LabStatus, NodeStatus};
+pub use suite::Suite;
+pub use swarm::{Lab, Spec};
+
+/// The label that every container, network and volume of a lab carries; its value is the lab's name.
+pub const LABEL: &str = "io.requeen.lab";
