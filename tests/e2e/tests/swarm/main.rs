@@ -1,0 +1,53 @@
+//! The end-to-end scenarios, on real swarms.
+//!
+//! They share two swarms and run in the order in which they are listed, one after the other: a later one may find the
+//! engines that an earlier one installed, and says so if it does not. A scenario whose engine can't be had here is
+//! ignored, loudly. What failed leaves its logs in `target/e2e-logs`.
+//!
+//! | variable | effect |
+//! |---|---|
+//! | `REQUEEN_E2E_PROFILE` | build the product on this machine with that cargo profile, not with the Dockerfile |
+//! | `REQUEEN_E2E_KEEP` | leave the swarms running at the end |
+
+mod input;
+mod large;
+mod operator;
+mod small;
+mod strangers;
+mod upgrades;
+mod world;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+use world::World;
+
+fn main() -> ExitCode {
+    let mut args = Arguments::from_args();
+    // Swarms and the machine's two processors are shared.
+    args.test_threads = Some(1);
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
+    let world = World::new();
+    let trials = [
+        world.scenario("agents_are_on_every_node", large::agents_are_on_every_node),
+        world.scenario("an_idle_agent_is_small", large::an_idle_agent_is_small),
+        world.scenario("plan_changes_nothing", input::plan_changes_nothing),
+        world.scenario("bad_bundles_are_refused", input::bad_bundles_are_refused),
+        world.scenario("a_downgrade_is_refused", input::a_downgrade_is_refused),
+        world.scenario("wrong_words_are_refused", input::wrong_words_are_refused),
+        world.scenario("a_server_without_its_swarm_ends", input::a_server_without_its_swarm_ends),
+        world.scenario("a_second_rollout_is_refused", upgrades::a_second_rollout_is_refused),
+        world.scenario("strangers_are_refused", strangers::strangers_are_refused),
+        world.scenario("a_swarm_is_upgraded_under_load", upgrades::a_swarm_is_upgraded_under_load),
+        world.scenario("the_same_bundle_again_is_nothing_to_do", upgrades::the_same_bundle_again_is_nothing_to_do),
+        world.scenario("another_runc_is_an_upgrade_and_can_be_taken_back", upgrades::another_runc),
+        world.scenario("an_engine_that_fails_is_rolled_back", upgrades::an_engine_that_fails_is_rolled_back),
+        world.scenario("held_drained_while_the_coordinator_is_killed", upgrades::held_drained_while_killed),
+        world.scenario("nodes_that_cannot_follow_are_named", small::nodes_that_cannot_follow_are_named),
+        world.scenario("no_quorum_is_refused", small::no_quorum_is_refused),
+        world.scenario("a_lone_manager_needs_a_word", small::a_lone_manager_needs_a_word),
+    ];
+    let conclusion = libtest_mimic::run(&args, trials.into());
+    world.close();
+    conclusion.exit_code()
+}
