@@ -262,16 +262,20 @@ mod tests {
         Step::Held { before: Availability::Active, outcome: Outcome::Upgraded { engine_down_ms: 1 } }
     }
 
+    fn shown<'a>(view: &'a StatusView, id: &str) -> &'a NodeStatus {
+        view.nodes.iter().find(|node| node.id == id).unwrap()
+    }
+
     #[test]
     fn managers_that_an_abort_leaves_drained_are_named() {
         let done = Step::Done { outcome: Outcome::Untouched };
         let aborted = rollout(Phase::Ended { aborted: true }, [held(), done]);
         let view = status(&swarm(), Some(&aborted), &BTreeMap::new(), at(100));
-        let waiting: Vec<_> = view.nodes.iter().map(|node| node.waiting.clone()).collect();
-        assert_eq!(waiting, [Some(WaitingFor::KeptDrained), None]);
-        assert!(view.nodes[0].why.as_ref().unwrap().contains("docker node update --availability active"));
+        let (kept, other) = (shown(&view, "m1"), shown(&view, "m2"));
+        assert_eq!((&kept.waiting, &other.waiting), (&Some(WaitingFor::KeptDrained), &None));
+        assert!(kept.why.as_ref().unwrap().contains("docker node update --availability active"));
+        assert_eq!(kept.since_ms, None);
         assert_eq!(view.rollout.unwrap().elapsed_ms, 60_000, "the clock stops with the last write");
-        assert_eq!(view.nodes[0].since_ms, None);
     }
 
     #[test]
@@ -281,8 +285,9 @@ mod tests {
         let open = rollout(Phase::Running, [held(), working]);
         let waiting = BTreeMap::from([(NodeId::from("m2"), WaitingFor::Drain)]);
         let view = status(&swarm(), Some(&open), &waiting, at(100));
-        assert_eq!(view.nodes[1].since_ms, Some(97_000));
-        assert_eq!(view.nodes[1].why.as_deref(), Some("being drained"));
+        let drained = shown(&view, "m2");
+        assert_eq!(drained.since_ms, Some(97_000));
+        assert_eq!(drained.why.as_deref(), Some("being drained"));
         let view = view.rollout.unwrap();
         assert_eq!((view.elapsed_ms, view.owner.as_str()), (100_000, "host-m1"));
         assert_eq!(view.to, "the engine before rollout q");

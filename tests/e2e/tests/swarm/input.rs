@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use e2e::bundles;
 use e2e::state::State;
 use lab::images::PRODUCT;
-use lab::{Suite, product};
+use lab::{Node, Suite, product};
 
 use crate::operator::{refused, requeen, requeen_ok, write};
 use crate::world::{World, bundle};
@@ -103,18 +103,15 @@ pub(crate) fn a_server_without_its_swarm_ends(world: &World) -> Result<()> {
     let large = world.large()?;
     let socket = "/var/run/docker.sock:/var/run/docker.sock";
     let server = ["coordinator", "serve", "--data-dir", "/tmp"];
-    let run = |options: &[&str]| {
-        let mut args = vec!["docker", "run", "--rm", "--network", "host", "--tmpfs", "/tmp"];
-        args.extend(options);
-        args.push(PRODUCT);
-        args.extend(server);
-        args
+    let run = |node: &Node, options: &[&str]| {
+        let begin = ["docker", "run", "--rm", "--network", "host", "--tmpfs", "/tmp"];
+        node.exec(&[&begin, options, &[PRODUCT], &server].concat())
     };
     let worker = large.lab().node("w1")?;
     let output =
-        worker.exec(&run(&["--volume", socket, "--volume", "/var/lib/docker/swarm:/var/lib/docker/swarm:ro"]))?;
+        run(worker, &["--volume", socket, "--volume", "/var/lib/docker/swarm:/var/lib/docker/swarm:ro"])?;
     refused(&output, &["manager"])?;
-    let blind = large.first()?.exec(&run(&[]))?;
+    let blind = run(large.first()?, &[])?;
     ensure!(blind.status == 3, "exit {}, not 3: {}", blind.status, blind.stderr);
     ensure!(blind.stderr.contains("docker.sock") && blind.stderr.contains("hint:"), "{}", blind.stderr);
     Ok(())

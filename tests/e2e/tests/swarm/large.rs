@@ -9,7 +9,7 @@ use lab::images::{PRODUCT, repository};
 use lab::{Lab, Node, Spec, Suite, product, wait};
 use serde_json::Value;
 
-use crate::operator::{requeen, requeen_ok};
+use crate::operator::requeen_ok;
 use crate::world::World;
 
 /// The swarm's name.
@@ -166,7 +166,7 @@ pub(crate) fn agents_are_on_every_node(world: &World) -> Result<()> {
 
     let limit = Duration::from_secs(60);
     wait::until_true("the word of every agent", limit, || {
-        let output = requeen(first, &["status", "--json"])?.ok()?;
+        let output = product::requeen(first, &["status", "--json"])?.ok()?;
         let status: Value = serde_json::from_str(&output.stdout).unwrap_or_default();
         let nodes = status.get("nodes").and_then(Value::as_array).cloned().unwrap_or_default();
         let heard = nodes.iter().filter(|node| !node["agent"].is_null()).count();
