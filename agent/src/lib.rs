@@ -17,6 +17,7 @@ pub mod identity;
 pub mod journal;
 pub mod launch;
 pub mod lock;
+pub mod memory;
 pub mod reporter;
 pub mod sets;
 pub mod stage;

@@ -284,6 +284,17 @@ impl Store {
         self.publish(&temp, &bundle.version, found)
     }
 
+    /// The set that [`Self::stage`] would make, if it is there already and nothing of it was changed.
+    pub fn staged(&self, bundle: &BundleRef, base: &SetId) -> Result<Option<SetId>, SetError> {
+        let mut wanted = self.manifest(base)?.files;
+        for (&file, digest) in &bundle.files {
+            // A set's name does not depend on the lengths.
+            wanted.insert(file, SetFile { digest: digest.clone(), len: 0 });
+        }
+        let set = SetId::of(&wanted);
+        Ok(self.verify(&set).is_ok().then_some(set))
+    }
+
     /// What a set holds.
     pub fn manifest(&self, set: &SetId) -> Result<Manifest, SetError> {
         let bytes = fs::read(self.set_dir(set).join(MANIFEST))

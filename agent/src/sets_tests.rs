@@ -58,6 +58,10 @@ fn a_bundle_becomes_a_set_with_what_it_lacks() {
     assert_eq!(fs::read(store.path(&set, EngineFile::Runc)).unwrap(), b"old runc");
     store.verify(&set).unwrap();
     assert!(!store.dir.join(".stage").exists());
+    assert_eq!(store.staged(&bundle, &base).unwrap(), Some(set.clone()), "it need not be staged again");
+    fs::write(store.path(&set, EngineFile::Dockerd), b"bad").unwrap();
+    assert_eq!(store.staged(&bundle, &base).unwrap(), None, "it was changed");
+    assert_eq!(store.stage(&bytes[..], &bundle, &base, &mut |_| ()).unwrap(), set);
 }
 
 #[test]

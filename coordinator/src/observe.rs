@@ -42,13 +42,20 @@ pub async fn docker(socket: &Path) -> Result<Docker, ObserveError> {
 /// The engine of this host, of which the version can change while the coordinator runs.
 pub struct Engine {
     socket: PathBuf,
-    client: Mutex<Option<Docker>>,
+    held: Mutex<Held>,
+}
+
+/// What stays true until a call fails.
+#[derive(Default)]
+struct Held {
+    client: Option<Docker>,
+    manager: Option<NodeId>,
 }
 
 impl Engine {
     /// An engine that is connected to when it is first needed.
     pub fn new(socket: PathBuf) -> Self {
-        Self { socket, client: Mutex::new(None) }
+        Self { socket, held: Mutex::default() }
     }
 
     /// A client, negotiated again after [`Self::renegotiate`].
@@ -57,21 +64,45 @@ impl Engine {
     ///
     /// See [`docker`].
     pub async fn client(&self) -> Result<Docker, ObserveError> {
-        if let Some(client) = self.held().clone() {
+        if let Some(client) = self.held().client.clone() {
             return Ok(client);
         }
         let client = docker(&self.socket).await?;
-        *self.held() = Some(client.clone());
+        self.held().client = Some(client.clone());
         Ok(client)
+    }
+
+    /// This node, which is a manager. Asked once per connection: the engine starts programs to answer `/info`, and a node
+    /// that is a manager no longer is noticed by its lists, which fail.
+    async fn manager(&self, docker: &Docker) -> Result<NodeId, ObserveError> {
+        if let Some(me) = self.held().manager.clone() {
+            return Ok(me);
+        }
+        let info = docker.info().await.map_err(ObserveError::Info)?;
+        let swarm = info.swarm.unwrap_or_default();
+        let state = swarm.local_node_state.unwrap_or(LocalNodeState::EMPTY);
+        if state != LocalNodeState::ACTIVE {
+            let state = match state.to_string() {
+                empty if empty.is_empty() => "inactive".to_owned(),
+                state => state,
+            };
+            return Err(ObserveError::NotActive { state });
+        }
+        let me = NodeId(swarm.node_id.unwrap_or_default());
+        if !swarm.control_available.unwrap_or(false) {
+            return Err(ObserveError::NotManager { node: me });
+        }
+        self.held().manager = Some(me.clone());
+        Ok(me)
     }
 
     /// Says that a call failed: the engine may come back as another version, with other limits.
     pub fn renegotiate(&self) {
-        *self.held() = None;
+        *self.held() = Held::default();
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, Option<Docker>> {
-        self.client.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -131,21 +162,9 @@ impl ObserveError {
 /// # Errors
 ///
 /// One variant per read. A missing leader shows as a failure of one of the lists.
-pub async fn observe(docker: &Docker, hub: &Hub) -> Result<Observed, ObserveError> {
-    let info = docker.info().await.map_err(ObserveError::Info)?;
-    let swarm = info.swarm.unwrap_or_default();
-    let state = swarm.local_node_state.unwrap_or(LocalNodeState::EMPTY);
-    if state != LocalNodeState::ACTIVE {
-        let state = match state.to_string() {
-            empty if empty.is_empty() => "inactive".to_owned(),
-            state => state,
-        };
-        return Err(ObserveError::NotActive { state });
-    }
-    let me = NodeId(swarm.node_id.unwrap_or_default());
-    if !swarm.control_available.unwrap_or(false) {
-        return Err(ObserveError::NotManager { node: me });
-    }
+pub async fn observe(engine: &Engine, hub: &Hub) -> Result<Observed, ObserveError> {
+    let docker = engine.client().await?;
+    let me = engine.manager(&docker).await?;
     let (nodes, tasks, services) = tokio::try_join!(
         async { docker.list_nodes(None).await.map_err(ObserveError::Nodes) },
         async { docker.list_tasks(None).await.map_err(ObserveError::Tasks) },

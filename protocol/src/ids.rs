@@ -87,14 +87,10 @@ impl FromStr for Digest {
     type Err = InvalidDigest;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let valid = text.strip_prefix("sha256:").is_some_and(|hex| {
-            hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-        });
-        if valid {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(InvalidDigest(text.to_owned()))
-        }
+        let valid = text
+            .strip_prefix("sha256:")
+            .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')));
+        if valid { Ok(Self(text.to_owned())) } else { Err(InvalidDigest(text.to_owned())) }
     }
 }
 
@@ -122,13 +118,7 @@ mod tests {
         let digest = Digest::from_hex(&hex).unwrap();
         assert_eq!(digest.to_string(), format!("sha256:{hex}"));
         assert_eq!(digest.short(), "aaaaaaaaaaaa");
-        for bad in [
-            "",
-            "sha256:",
-            "sha512:aa",
-            "../../etc/passwd",
-            &format!("sha256:{}", "A".repeat(64)),
-        ] {
+        for bad in ["", "sha256:", "sha512:aa", "../../etc/passwd", &format!("sha256:{}", "A".repeat(64))] {
             assert_eq!(bad.parse::<Digest>(), Err(InvalidDigest(bad.to_owned())));
         }
         assert!(serde_json::from_str::<Digest>("\"sha256:xyz\"").is_err());

@@ -18,9 +18,7 @@ pub use engine::{BundleRef, EngineFacts, EngineFile, FileFact, Target};
 pub use ids::{Digest, InvalidDigest, LeaseId, NodeId, PermitId, RolloutId};
 pub use lease::{Lease, StopPermit};
 pub use order::Order;
-pub use report::{
-    Activity, ErrorBody, NodeState, Preflight, Problem, Progress, Report, Speaker, SwapPhase,
-};
+pub use report::{Activity, ErrorBody, NodeState, Preflight, Problem, Progress, Report, Speaker, SwapPhase};
 
 /// Version of this protocol. Both sides send it in [`PROTOCOL_HEADER`]; the server refuses another
 /// one with status 426 and an [`ErrorBody`].

@@ -2,7 +2,7 @@
 //!
 //! It holds the node's lock, speaks for the node, and works from its journal: each phase's work leads
 //! to the next phase, and orders only start, withdraw or end it. What an order may do is in
-//! [`decide`], what a phase does in [`work`].
+//! [`mod@decide`], what a phase does in [`work`].
 
 mod acts;
 mod decide;

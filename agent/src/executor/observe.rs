@@ -23,6 +23,8 @@ pub(crate) struct Observed {
     root: HostRoot,
     layout: Option<Layout>,
     cache: DigestCache,
+    /// An open client of the engine that runs: to make one asks for versions, and the engine starts programs for that.
+    api: Option<Api>,
     /// The swarm; empty until the engine has answered once.
     pub(crate) swarm: SwarmFacts,
     /// The engine; none while it is down.
@@ -39,6 +41,7 @@ impl Observed {
             root: root.clone(),
             layout,
             cache: DigestCache::default(),
+            api: None,
             swarm: kept.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_else(SwarmFacts::unknown),
             engine: None,
             task_containers: None,
@@ -58,6 +61,14 @@ impl Observed {
     /// The engine is about to go, or is another one now.
     pub(crate) fn forget_engine(&mut self) {
         self.engine = None;
+        self.api = None;
+    }
+
+    async fn api(&mut self) -> Result<Api, ApiError> {
+        match &self.api {
+            Some(api) => Ok(api.clone()),
+            None => Ok(self.api.insert(Api::connect(&self.root, API_LIMIT).await?).clone()),
+        }
     }
 
     /// Looks at the engine again, if `again` or if it was not seen since it came up.
@@ -66,10 +77,13 @@ impl Observed {
             return;
         }
         self.engine = self.look().await.ok();
+        if self.engine.is_none() {
+            self.api = None;
+        }
     }
 
     async fn look(&mut self) -> Result<EngineFacts, ApiError> {
-        let api = Api::connect(&self.root, API_LIMIT).await?;
+        let api = self.api().await?;
         let swarm = api.swarm().await?;
         // An engine that has just started may not know its managers yet.
         if !swarm.managers.is_empty() {
@@ -81,7 +95,12 @@ impl Observed {
 
     /// Counts the containers of swarm tasks.
     pub(crate) async fn refresh_tasks(&mut self) {
-        let count = async { Api::connect(&self.root, API_LIMIT).await?.task_containers().await };
-        self.task_containers = count.await.ok();
+        self.task_containers = match self.api().await {
+            Ok(api) => api.task_containers().await.ok(),
+            Err(_) => None,
+        };
+        if self.task_containers.is_none() {
+            self.api = None;
+        }
     }
 }

@@ -70,7 +70,7 @@ fn check_by(
     let mut problems = Vec::new();
     let mut notes = Vec::new();
 
-    problems.extend(downgrade(&incoming.version, input));
+    problems.extend(downgrade(&incoming.version, &input.running_version, input.allow_downgrade));
     let foreign = machines(store, (new, &incoming), old, &changes, &input.arch);
     let runnable = foreign.is_empty();
     problems.extend(foreign);
@@ -100,11 +100,19 @@ fn check_by(
     }
 }
 
-/// Whether there is room for a bundle and its files, before it is fetched: the tarball, the new set,
-/// and a copy of the old one where it can't be linked.
-pub fn space(root: &HostRoot, bundle: &BundleRef) -> Result<(), Vec<Problem>> {
+/// What can be known before a bundle is fetched: that its version is wanted, and that there is room for the tarball, the
+/// new set, and a copy of the old one where it can't be linked.
+pub fn before_fetching(
+    root: &HostRoot,
+    bundle: &BundleRef,
+    running_version: &str,
+    allow_downgrade: bool,
+) -> Result<(), Vec<Problem>> {
     let needed = bundle.size.saturating_add(bundle.unpacked.saturating_mul(2));
-    folders::room(root, ENGINES_DIR.as_ref(), needed).map_or(Ok(()), |problem| Err(vec![problem]))
+    let room = folders::room(root, ENGINES_DIR.as_ref(), needed);
+    let problems: Vec<_> =
+        downgrade(&bundle.version, running_version, allow_downgrade).into_iter().chain(room).collect();
+    if problems.is_empty() { Ok(()) } else { Err(problems) }
 }
 
 pub(super) fn problem(what: impl Into<String>, hint: impl Into<String>) -> Problem {
@@ -123,11 +131,10 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn downgrade(new: &str, input: &PreflightInput) -> Option<Problem> {
-    let running = &input.running_version;
+fn downgrade(new: &str, running: &str, allowed: bool) -> Option<Problem> {
     // A version without numbers can't be compared; what is wrong with it the checks below find out.
     let lower = Version::parse(new)? < Version::parse(running)?;
-    (lower && !input.allow_downgrade).then(|| {
+    (lower && !allowed).then(|| {
         problem(
             format!("the bundle's version {new} is older than {running}, which runs"),
             "`--allow-downgrade` if that is wanted",

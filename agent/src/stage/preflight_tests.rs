@@ -3,7 +3,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use super::*;
-use crate::host::testing::TestHost;
+use crate::host::testing::{OLD_VERSION, TestHost};
 
 const X86_64: u16 = 62;
 /// So much of a program says what it is for.
@@ -164,10 +164,10 @@ fn a_downgrade_needs_a_word() {
 #[test]
 fn room_is_asked_for_before_the_download() {
     let host = TestHost::new(&[]);
-    let (_, mut bundle) = crate::host::testing::bundle(&[("dockerd", b"d")], "1");
-    space(&host.root, &bundle).unwrap();
+    let (_, mut bundle) = crate::host::testing::bundle(&[("dockerd", b"d")], "99.0");
+    before_fetching(&host.root, &bundle, OLD_VERSION, false).unwrap();
     bundle.unpacked = u64::MAX / 4;
-    let problems = space(&host.root, &bundle).unwrap_err();
+    let problems = before_fetching(&host.root, &bundle, OLD_VERSION, false).unwrap_err();
     assert!(problems[0].what.contains("MiB are needed"), "{}", problems[0].what);
 }
 

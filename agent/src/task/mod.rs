@@ -9,9 +9,10 @@ mod staging;
 
 use std::time::Duration;
 
-use requeen_protocol::{Lease, NodeState, Order, Progress, Report, RolloutId, Speaker};
+use requeen_protocol::{EngineFacts, Lease, NodeState, Order, Progress, Report, RolloutId, Speaker};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::client::{Client, chain};
 use crate::clock::{Clock, boot_id};
@@ -22,6 +23,7 @@ use crate::host::layout::{self, Layout};
 use crate::journal::Journal;
 use crate::launch::launch;
 use crate::lock;
+use crate::memory;
 use crate::reporter::{Backoff, Chance, Heard, Say, converse};
 use crate::staged::{self, Staged, Wanted};
 use orders::Act;
@@ -30,6 +32,8 @@ use orders::Act;
 const API_LIMIT: Duration = Duration::from_secs(30);
 /// The longest pause between two attempts at anything.
 const MAX_PAUSE: Duration = Duration::from_secs(15);
+/// How old the engine's word on itself may be: each time it starts two programs to ask them for their versions.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
@@ -93,6 +97,8 @@ struct Task<'a> {
     swarm: SwarmFacts,
     layout: Option<Layout>,
     cache: DigestCache,
+    engine: Option<EngineFacts>,
+    looked: Option<Instant>,
     state: NodeState,
     seen: Option<Box<Order>>,
     job: Option<Job>,
@@ -131,6 +137,8 @@ impl<'a> Task<'a> {
             boot_id: boot_id(root)?,
             layout: layout::discover(root).ok(),
             cache: DigestCache::default(),
+            engine: None,
+            looked: None,
             state: Staged::load(root).map_or(NodeState::Idle, |staged| staged.state()),
             seen: None,
             job: None,
@@ -169,29 +177,34 @@ impl<'a> Task<'a> {
 
     /// Says what is true now, whether or not it is new.
     async fn publish(&mut self) {
-        let root = self.options.root.clone();
-        // While the engine does not answer its last word on the swarm still tells where managers are.
-        if let Ok(swarm) = observe_swarm(&root).await
-            && !swarm.managers.is_empty()
-        {
-            self.swarm = swarm;
+        if self.looked.is_none_or(|then| then.elapsed() >= LOOK_EVERY) {
+            self.looked = Some(Instant::now());
+            self.engine = self.look().await.ok();
         }
         let report = Report {
             node: self.swarm.node.clone(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             speaker: Speaker::Task,
             boot_id: self.boot_id.clone(),
-            engine: self.engine().await.ok(),
+            engine: self.engine.clone(),
             state: self.state.clone(),
             seen: self.seen.clone(),
         };
         self.say.send_replace(Some(Say { swarm: self.swarm.clone(), report }));
+        if self.job.is_none() {
+            memory::give_back();
+        }
     }
 
-    async fn engine(&mut self) -> Result<requeen_protocol::EngineFacts, ApiError> {
+    async fn look(&mut self) -> Result<EngineFacts, ApiError> {
         let root = self.options.root.clone();
-        let files = facts::read_files(&root, self.layout.as_ref(), &mut self.cache).await;
         let api = Api::connect(&root, API_LIMIT).await?;
+        let swarm = api.swarm().await?;
+        // An engine that has lost its swarm still tells by its last word where managers are.
+        if !swarm.managers.is_empty() {
+            self.swarm = swarm;
+        }
+        let files = facts::read_files(&root, self.layout.as_ref(), &mut self.cache).await;
         facts::engine(&root, &api, files).await
     }
 
@@ -259,6 +272,7 @@ impl<'a> Task<'a> {
         }
         // The engine's files may have been found only now.
         self.layout = layout::discover(&self.options.root).ok();
+        self.looked = None;
     }
 
     fn progress(&mut self) {

@@ -60,10 +60,11 @@ async fn prepare(order: &mut Order, engine: Engine) -> Result<Outcome, Vec<Probl
     let root = order.root.clone();
     let target = order.wanted.target.clone();
     let version = engine.version.clone();
+    let allow_downgrade = order.wanted.allow_downgrade;
     let (layout, store, old) = blocking(move || {
         let layout = layout::discover(&root)?;
         if let Target::Bundle(bundle) = &target {
-            preflight::space(&root, bundle)?;
+            preflight::before_fetching(&root, bundle, &version, allow_downgrade)?;
         }
         let store = Store::open(&root).map_err(|error| problem(&error))?;
         let old = store.capture(&layout, &version).map_err(|error| problem(&error))?;
@@ -87,6 +88,9 @@ async fn prepare(order: &mut Order, engine: Engine) -> Result<Outcome, Vec<Probl
                     progress.send_replace(Progress { activity: Activity::Unpack, done, total: bundle.size });
                 };
                 tell(0);
+                if let Some(set) = store.staged(&bundle, &base).map_err(|error| problem(&error))? {
+                    return Ok(set);
+                }
                 let file = File::open(&path).map_err(|error| problem(&error))?;
                 store.stage(file, &bundle, &base, &mut tell).map_err(|error| problem(&error))
             })

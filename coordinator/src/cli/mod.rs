@@ -1,4 +1,4 @@
-//! The command line: one file per verb, one place that prints ([`print`]).
+//! The command line: one file per verb, one place that prints ([`mod@print`]).
 //!
 //! Data goes to stdout and words to stderr. Verbs return an [`Exit`] or a [`CliError`]; nothing but
 //! [`run`] turns them into an exit code. What the verbs know they ask of the server over its unix

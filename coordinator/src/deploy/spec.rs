@@ -11,7 +11,8 @@ pub(crate) const NAME: &str = "requeen-agent";
 pub(crate) const LABEL: &str = "io.requeen.agent";
 
 const SECOND: u64 = 1_000_000_000;
-const MEMORY: u64 = 256 << 20;
+/// What is read and written while a node stages counts as the agent's; with less the disk is waited for.
+const MEMORY: u64 = 1 << 30;
 
 /// What no flag of `docker service create` can say.
 pub(crate) const BEYOND: &str =
@@ -105,8 +106,7 @@ pub(crate) fn command(image: &str, port: u16, version: &str) -> String {
     [
         format!("docker service create --name {NAME} --label {LABEL}={version} --mode global --network host"),
         "--mount type=bind,source=/,target=/host".to_owned(),
-        "--limit-memory 256M --limit-cpu 1 --restart-condition any --restart-delay 5s --stop-grace-period 10s"
-            .to_owned(),
+        "--limit-memory 1G --limit-cpu 1 --restart-condition any --restart-delay 5s --stop-grace-period 10s".to_owned(),
         "--log-driver json-file --log-opt max-size=10m --log-opt max-file=3".to_owned(),
         "--update-parallelism 0 --update-failure-action continue".to_owned(),
         format!("--no-resolve-image {image} {args}"),
@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(container["Mounts"], json!([{ "Type": "bind", "Source": "/", "Target": "/host" }]));
         assert_eq!(container["StopGracePeriod"], 10 * SECOND);
         assert_eq!(task["Networks"], json!([{ "Target": "host" }]));
-        assert_eq!(task["Resources"]["Limits"]["MemoryBytes"], 256 * 1024 * 1024);
+        assert_eq!(task["Resources"]["Limits"]["MemoryBytes"], 1024 * 1024 * 1024);
         assert_eq!(task["LogDriver"]["Options"]["max-size"], "10m");
         assert_eq!(task["RestartPolicy"]["Condition"], "any");
         assert_eq!(task["Placement"], json!({}), "never left out");

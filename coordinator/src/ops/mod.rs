@@ -249,10 +249,7 @@ impl Ops {
 
     /// Observes the swarm, and keeps what it saw.
     pub(crate) async fn observe(&self) -> Result<Observed, ObserveError> {
-        let seen = match self.engine.client().await {
-            Ok(docker) => observe::observe(&docker, &self.hub).await,
-            Err(error) => Err(error),
-        };
+        let seen = observe::observe(&self.engine, &self.hub).await;
         match &seen {
             Ok(observed) => {
                 // Until the record was read nobody knows whether a rollout is open, and an agent that is

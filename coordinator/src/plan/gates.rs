@@ -19,7 +19,7 @@ pub(crate) fn quorum_without(observed: &Observed, one: &NodeId) -> Result<(), (u
             lost += usize::from(manager.id == *one);
         }
     }
-    if reachable - lost >= all / 2 + 1 { Ok(()) } else { Err((reachable, all)) }
+    if reachable - lost > all / 2 { Ok(()) } else { Err((reachable, all)) }
 }
 
 /// Host names of the rollout's managers that are neither done nor held.
@@ -140,11 +140,7 @@ impl<'a> Gates<'a> {
     }
 
     fn in_work_of(&self, role: Role) -> Vec<String> {
-        self.in_work
-            .iter()
-            .filter(|id| self.rollout.nodes[**id].role == role)
-            .map(|id| self.name(id))
-            .collect()
+        self.in_work.iter().filter(|id| self.rollout.nodes[**id].role == role).map(|id| self.name(id)).collect()
     }
 
     pub(crate) fn in_work_names(&self) -> Vec<String> {
@@ -172,11 +168,10 @@ impl<'a> Gates<'a> {
         if forced {
             return None;
         }
-        self.others_unstaged(id)
-            .or_else(|| match self.rollout.nodes[id].role {
-                Role::Manager => self.manager_closed(id),
-                Role::Worker => self.worker_closed(id),
-            })
+        self.others_unstaged(id).or_else(|| match self.rollout.nodes[id].role {
+            Role::Manager => self.manager_closed(id),
+            Role::Worker => self.worker_closed(id),
+        })
     }
 
     /// Whether the node itself has staged the target.
@@ -275,12 +270,7 @@ impl<'a> Gates<'a> {
     }
 
     /// What keeps the engine from being stopped now: everything is looked at once more.
-    pub(crate) fn stop_forbidden(
-        &self,
-        node: &NodeView,
-        agent: &AgentView,
-        lease: &LeaseRecord,
-    ) -> Option<WaitingFor> {
+    pub(crate) fn stop_forbidden(&self, node: &NodeView, agent: &AgentView, lease: &LeaseRecord) -> Option<WaitingFor> {
         if !self.observed.has_leader {
             return Some(WaitingFor::Leader);
         }

@@ -135,9 +135,9 @@ pub fn plan(rollout: &Rollout, observed: &Observed, _now: Timestamp) -> Plan {
 fn finish(rollout: &Rollout) -> Option<Phase> {
     let steps = || rollout.nodes.values().map(|entry| &entry.step);
     match rollout.phase {
-        Phase::Running => steps()
-            .all(|step| matches!(step, Step::Done { .. }))
-            .then_some(Phase::Ended { aborted: false }),
+        Phase::Running => {
+            steps().all(|step| matches!(step, Step::Done { .. })).then_some(Phase::Ended { aborted: false })
+        }
         Phase::Aborting => (!steps().any(Step::in_work)).then_some(Phase::Ended { aborted: true }),
         Phase::Paused | Phase::Halted { .. } | Phase::Ended { .. } => None,
     }
@@ -151,10 +151,7 @@ fn grant(rollout: &Rollout, observed: &Observed, may_grant: bool, plan: &mut Pla
         let Some(entry) = rollout.nodes.get(&id) else { continue };
         let Step::Waiting { by_hand, forced } = entry.step else { continue };
         if rollout.phase == Phase::Aborting {
-            plan.moves.push(Move::Record {
-                node: id.clone(),
-                step: Step::Done { outcome: Outcome::Untouched },
-            });
+            plan.moves.push(Move::Record { node: id.clone(), step: Step::Done { outcome: Outcome::Untouched } });
             continue;
         }
         if let Some(reason) = unfit(rollout, observed, &id)
@@ -231,7 +228,9 @@ fn advance(
         return Next::Wait(WaitingFor::Agent);
     };
     let Some(node) = observed.nodes.get(id) else {
-        return Next::Wait(WaitingFor::SwarmView { missing: "the node itself: it was removed from the swarm".to_owned() });
+        return Next::Wait(WaitingFor::SwarmView {
+            missing: "the node itself: it was removed from the swarm".to_owned(),
+        });
     };
     // Final words of the node count at every step.
     if agent.report.state.lease() == Some(&lease.id) || matches!(agent.report.state, NodeState::Stuck { .. }) {
@@ -268,7 +267,11 @@ fn advance(
     }
     // Before the stop, a lease that the executor let run out is granted anew.
     if untouched && !matches!(work, Work::Granted) && lapsed(agent) {
-        return Next::Record(Step::Working { lease: next_lease(rollout, id, lease.forced), before, work: Work::Granted });
+        return Next::Record(Step::Working {
+            lease: next_lease(rollout, id, lease.forced),
+            before,
+            work: Work::Granted,
+        });
     }
 
     match work {
@@ -354,10 +357,9 @@ fn permitted(rollout: &Rollout, agent: &AgentView, node: &NodeView, index: u64, 
             Some(missing) => Next::Wait(WaitingFor::SwarmView { missing }),
         },
         NodeState::Upgraded { .. } => to(Work::Settling),
-        NodeState::Swapping { phase, waiting, .. } => Next::Wait(WaitingFor::Engine {
-            phase: Some(*phase),
-            detail: waiting.clone(),
-        }),
+        NodeState::Swapping { phase, waiting, .. } => {
+            Next::Wait(WaitingFor::Engine { phase: Some(*phase), detail: waiting.clone() })
+        }
         NodeState::Idle
         | NodeState::Staging { .. }
         | NodeState::Staged { .. }
@@ -375,17 +377,12 @@ fn lapsed(agent: &AgentView) -> bool {
 }
 
 fn silent_or(agent: &AgentView, why: WaitingFor) -> WaitingFor {
-    if agent.silent_secs > SILENT_SECS {
-        WaitingFor::SilentAgent { secs: agent.silent_secs }
-    } else {
-        why
-    }
+    if agent.silent_secs > SILENT_SECS { WaitingFor::SilentAgent { secs: agent.silent_secs } } else { why }
 }
 
 /// Where a node goes when its work has ended.
 fn after(rollout: &Rollout, id: &NodeId, before: Availability, outcome: Outcome) -> Step {
-    let held =
-        rollout.request.policy.managers == ManagerPolicy::HoldDrained && rollout.nodes[id].role == Role::Manager;
+    let held = rollout.request.policy.managers == ManagerPolicy::HoldDrained && rollout.nodes[id].role == Role::Manager;
     if held { Step::Held { before, outcome } } else { Step::Restoring { before, outcome } }
 }
 
@@ -398,10 +395,12 @@ fn release(rollout: &Rollout, before: Availability, outcome: &Outcome) -> Next {
     let failed = rollout.nodes.values().any(|entry| {
         entry.role == Role::Manager
             && match &entry.step {
-                Step::Held { outcome, .. } | Step::Restoring { outcome, .. } | Step::Done { outcome } => match outcome {
-                    Outcome::RolledBack { .. } | Outcome::Failed { .. } | Outcome::Untouched => true,
-                    Outcome::Upgraded { .. } | Outcome::Current => false,
-                },
+                Step::Held { outcome, .. } | Step::Restoring { outcome, .. } | Step::Done { outcome } => {
+                    match outcome {
+                        Outcome::RolledBack { .. } | Outcome::Failed { .. } | Outcome::Untouched => true,
+                        Outcome::Upgraded { .. } | Outcome::Current => false,
+                    }
+                }
                 Step::Waiting { .. } | Step::Working { .. } => true,
             }
     });

@@ -82,7 +82,9 @@ fn in_rollout(rollout: &Rollout, step: &Step, report: &Report) -> Order {
     }
     match step {
         Step::Waiting { .. } => stage(),
-        Step::Held { .. } | Step::Restoring { .. } | Step::Done { .. } => wait("this node is done; the rollout goes on"),
+        Step::Held { .. } | Step::Restoring { .. } | Step::Done { .. } => {
+            wait("this node is done; the rollout goes on")
+        }
         Step::Working { lease, work, .. } => {
             let lease = lease.to_wire(&request.id, &report.node);
             match work {
@@ -102,9 +104,9 @@ fn in_rollout(rollout: &Rollout, step: &Step, report: &Report) -> Order {
                 Work::Permitted { permit, .. } => match report.state {
                     // The permit is for a node that stands ready; the time it is good for is
                     // counted from this request of the executor's.
-                    NodeState::Linked { .. } => Order::Stop {
-                        permit: StopPermit { id: permit.clone(), lease, valid_secs: PERMIT_SECS },
-                    },
+                    NodeState::Linked { .. } => {
+                        Order::Stop { permit: StopPermit { id: permit.clone(), lease, valid_secs: PERMIT_SECS } }
+                    }
                     NodeState::Idle
                     | NodeState::Staging { .. }
                     | NodeState::Staged { .. }

@@ -189,8 +189,9 @@ fn nowhere_to_go(observed: &Observed, scope: &BTreeSet<NodeId>) -> Option<Refusa
     }
     Some(Refusal {
         node: None,
-        what: "hold-drained keeps every manager drained at the same time, and no other active node could carry the tasks"
-            .to_owned(),
+        what:
+            "hold-drained keeps every manager drained at the same time, and no other active node could carry the tasks"
+                .to_owned(),
         hint: "add a worker, or choose `--policy rolling`".to_owned(),
     })
 }

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use proptest::prelude::*;
 use requeen_protocol::{
-    BundleRef, Digest, EngineFacts, LeaseId, NodeId, NodeState, Order, Preflight, Report, RolloutId, Speaker, SwapPhase,
-    Target,
+    BundleRef, Digest, EngineFacts, LeaseId, NodeId, NodeState, Order, Preflight, Report, RolloutId, Speaker,
+    SwapPhase, Target,
 };
 
 use super::model::{
@@ -225,7 +225,9 @@ impl World {
         let view = self.observed.agents.get_mut(id).expect("an agent");
         view.report.state = host.state.clone();
         view.report.speaker = match host.state {
-            NodeState::Idle | NodeState::Staging { .. } | NodeState::Staged { .. } | NodeState::Refused { .. } => Speaker::Task,
+            NodeState::Idle | NodeState::Staging { .. } | NodeState::Staged { .. } | NodeState::Refused { .. } => {
+                Speaker::Task
+            }
             NodeState::Leased { .. }
             | NodeState::Linked { .. }
             | NodeState::Swapping { .. }
@@ -265,7 +267,13 @@ impl World {
                 }
                 (_, true) => {
                     host.engine_up = true;
-                    NodeState::RolledBack { rollout, lease, reason: "exit 1".to_owned(), engine_down_ms, log: Vec::new() }
+                    NodeState::RolledBack {
+                        rollout,
+                        lease,
+                        reason: "exit 1".to_owned(),
+                        engine_down_ms,
+                        log: Vec::new(),
+                    }
                 }
             };
             return;
@@ -279,12 +287,15 @@ impl World {
                     host.state = NodeState::Leased { rollout, lease: lease.id, task_containers: tasks };
                 }
             }
-            Order::Link { lease } => host.state = NodeState::Linked { rollout, lease: lease.id, task_containers: tasks },
+            Order::Link { lease } => {
+                host.state = NodeState::Linked { rollout, lease: lease.id, task_containers: tasks }
+            }
             Order::Stop { permit } => {
                 assert!(drained, "{id}: a stop was permitted though the node was not drained");
                 assert_eq!(tasks, 0, "{id}: a stop was permitted though tasks ran");
                 assert!(host.used_permits.insert(permit.id.0), "{id}: a permit was used twice");
-                host.state = NodeState::Swapping { rollout, lease: permit.lease.id, phase: SwapPhase::Stopping, waiting: None };
+                host.state =
+                    NodeState::Swapping { rollout, lease: permit.lease.id, phase: SwapPhase::Stopping, waiting: None };
             }
             Order::Settle { lease } => {
                 host.state = NodeState::Upgraded { rollout, lease: lease.id, engine_down_ms: 1000, set: digest() };

@@ -14,10 +14,8 @@ use super::{Move, orders, plan, refuse};
 use crate::api::PolicyChoice;
 
 fn swarm(names: &[&str]) -> (Vec<NodeView>, Observed, Rollout) {
-    let nodes: Vec<_> = names
-        .iter()
-        .map(|name| node(name, if name.starts_with('m') { Role::Manager } else { Role::Worker }))
-        .collect();
+    let nodes: Vec<_> =
+        names.iter().map(|name| node(name, if name.starts_with('m') { Role::Manager } else { Role::Worker })).collect();
     let rollout = rollout(&nodes, policy(ManagerPolicy::Rolling, 1));
     let observed = Observed {
         me: nodes[0].id.clone(),
@@ -66,7 +64,10 @@ fn the_first_lease_goes_to_the_first_manager_alone() {
     let (_, observed, rollout) = swarm(&["m1", "m2", "m3", "w1"]);
     let plan = plan_now(&rollout, &observed);
     assert_eq!(granted(&plan.moves), ["id-m2"]);
-    assert_eq!(plan.waiting[&"id-w1".into()], WaitingFor::Managers { nodes: vec!["m1".into(), "m2".into(), "m3".into()] });
+    assert_eq!(
+        plan.waiting[&"id-w1".into()],
+        WaitingFor::Managers { nodes: vec!["m1".into(), "m2".into(), "m3".into()] }
+    );
     assert_eq!(plan.waiting[&"id-m3".into()], WaitingFor::PriorManager { node: "m2".into() });
 }
 
@@ -134,17 +135,11 @@ fn a_stop_needs_a_drained_and_empty_node() {
     let (nodes, mut observed, mut rollout) = swarm(&["m1", "m2", "m3"]);
     let id = nodes[1].id.clone();
     rollout.nodes.get_mut(&id).unwrap().step = working(Work::Linking);
-    let linked = |task_containers| NodeState::Linked {
-        rollout: rollout.request.id.clone(),
-        lease: lease().id,
-        task_containers,
-    };
+    let linked =
+        |task_containers| NodeState::Linked { rollout: rollout.request.id.clone(), lease: lease().id, task_containers };
     observed.agents.insert(id.clone(), agent(&nodes[1], linked(1)));
     // Somebody re-activated it.
-    assert_eq!(
-        plan_now(&rollout, &observed).waiting[&id],
-        WaitingFor::AvailabilityChanged { now: "active".into() }
-    );
+    assert_eq!(plan_now(&rollout, &observed).waiting[&id], WaitingFor::AvailabilityChanged { now: "active".into() });
     observed.nodes.get_mut(&id).unwrap().availability = Availability::Drain;
     assert_eq!(plan_now(&rollout, &observed).waiting[&id], WaitingFor::ContainersToEnd { count: 1 });
     observed.agents.insert(id.clone(), agent(&nodes[1], linked(0)));
@@ -185,7 +180,8 @@ fn a_lapsed_lease_is_granted_anew_under_another_name() {
 fn a_node_that_the_swarm_does_not_see_is_switched_back_in_time() {
     let (nodes, mut observed, mut rollout) = swarm(&["m1", "m2", "m3"]);
     let id = nodes[1].id.clone();
-    rollout.nodes.get_mut(&id).unwrap().step = working(Work::Permitted { permit: requeen_protocol::PermitId("p".into()), index: 1 });
+    rollout.nodes.get_mut(&id).unwrap().step =
+        working(Work::Permitted { permit: requeen_protocol::PermitId("p".into()), index: 1 });
     let state = NodeState::Running { rollout: rollout.request.id.clone(), lease: lease().id, engine_down_ms: 1 };
     observed.agents.insert(id.clone(), agent(&nodes[1], state));
     assert!(matches!(plan_now(&rollout, &observed).waiting[&id], WaitingFor::SwarmView { .. }));
@@ -198,7 +194,8 @@ fn a_node_that_the_swarm_does_not_see_is_switched_back_in_time() {
 fn a_failed_node_halts_the_rollout() {
     let (nodes, mut observed, mut rollout) = swarm(&["m1", "m2", "m3", "w1"]);
     let id = nodes[1].id.clone();
-    rollout.nodes.get_mut(&id).unwrap().step = working(Work::Permitted { permit: requeen_protocol::PermitId("p".into()), index: 1 });
+    rollout.nodes.get_mut(&id).unwrap().step =
+        working(Work::Permitted { permit: requeen_protocol::PermitId("p".into()), index: 1 });
     let state = NodeState::RolledBack {
         rollout: rollout.request.id.clone(),
         lease: lease().id,
@@ -208,7 +205,10 @@ fn a_failed_node_halts_the_rollout() {
     };
     observed.agents.insert(id.clone(), agent(&nodes[1], state));
     let moves = plan_now(&rollout, &observed).moves;
-    assert!(matches!(&moves[0], Move::Record { step: Step::Restoring { outcome: Outcome::RolledBack { .. }, .. }, .. }));
+    assert!(matches!(
+        &moves[0],
+        Move::Record { step: Step::Restoring { outcome: Outcome::RolledBack { .. }, .. }, .. }
+    ));
     let Move::Phase(Phase::Halted { reason }) = &moves[1] else { panic!("{moves:?}") };
     assert!(reason.starts_with("m2: "));
 }

@@ -2,7 +2,7 @@
 //! remember each failure, and the report that places failures against a rollout's steps.
 //!
 //! `compose/probe.yaml` runs servers and clients. They know nothing of a rollout: all they give is
-//! their log, one [`line`] at a time, and only the [`report`] brings the two together.
+//! their log, one [`mod@line`] at a time, and only the [`report`] brings the two together.
 
 pub mod client;
 mod collect;

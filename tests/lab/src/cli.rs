@@ -50,9 +50,9 @@ pub(crate) enum Command {
     Product(Product),
     /// Upgrade a swarm under load: the product in one command.
     Demo(Demo),
-    /// Make bundles and images that tests need, then run all tests of the workspace.
+    /// Check form, lints, documentation and dependencies, then run every test, the scenarios on real swarms last.
     Test {
-        /// Arguments for `cargo test --workspace`.
+        /// Arguments for `cargo test`; with any, nothing is checked before.
         #[arg(last = true)]
         args: Vec<String>,
     },

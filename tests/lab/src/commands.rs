@@ -1,15 +1,18 @@
 //! What each command does; all printing is here. Data goes to standard output, words to standard error.
 
 use std::io::IsTerminal;
-use std::process::{Command as Process, ExitCode};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use lab::demo::Demo as Demonstration;
-use lab::images::{Build, repository};
-use lab::{Error, Lab, LabStatus, Spec, Suite, command, engines, images};
+use lab::images::Build;
+use lab::{Error, Lab, LabStatus, Spec, Suite, checks, command, engines, images};
 
 use crate::cli::{Bench, Command, Demo, Down, Up};
+
+/// The package of the end-to-end scenarios.
+const SCENARIOS: &str = "requeen-e2e";
 
 /// Runs a command and returns what the process shall end with.
 pub(crate) fn run(command: Command) -> Result<ExitCode> {
@@ -111,11 +114,21 @@ fn demo(args: Demo) -> Result<ExitCode> {
     exit(lab::demo::run(&demo, |line| eprintln!("── {line}"))?)
 }
 
+/// The scenarios on real swarms come last: what fails in seconds is known before.
 fn test(args: &[String]) -> Result<ExitCode> {
+    if args.is_empty() {
+        checks::run(|line| eprintln!("── {line}"))?;
+    }
     warm()?;
-    let mut cargo = Process::new("cargo");
-    cargo.args(["test", "--workspace"]).args(args).current_dir(repository());
-    exit(command::inherit(&mut cargo)?)
+    let suites: [&[&str]; 2] = [&["--workspace", "--exclude", SCENARIOS], &["--package", SCENARIOS]];
+    for suite in suites {
+        let mut cargo = checks::cargo(&["test", "--locked"]);
+        let status = command::inherit(cargo.args(suite).args(args))?;
+        if status != 0 {
+            return exit(status);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn bench(args: Bench) -> Result<ExitCode> {

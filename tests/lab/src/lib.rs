@@ -15,6 +15,7 @@
 pub mod apt;
 pub mod bench;
 pub mod cache;
+pub mod checks;
 pub mod command;
 pub mod demo;
 pub mod engines;

@@ -7,12 +7,12 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_env("REQUEEN_LAB_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let level = std::env::var("REQUEEN_LAB_LOG").ok().and_then(|level| level.parse().ok()).unwrap_or(Level::INFO);
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(level)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()

@@ -97,7 +97,7 @@ pub fn stopped_only_when_empty(truth: &Truth) -> Vec<String> {
     breaches
 }
 
-/// Tasks that may have lived on the node at a time. The sample before it may be half a second old: what a later one
+/// Tasks that may have lived on the node at a time. The sample before it may be a second old: what a later one
 /// shows as over since before that time was over.
 fn alive_at<'a>(truth: &'a Truth, node: &str, at: Timestamp) -> Vec<&'a str> {
     let later = || truth.samples.iter().chain([&truth.after]).filter(|sample| sample.at > at);

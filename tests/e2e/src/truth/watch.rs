@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use lab::{Lab, Node, wait};
 use super::{Change, Sample, Truth, api, journal};
 
 /// Between two samples.
-const EVERY: Duration = Duration::from_millis(500);
+const EVERY: Duration = Duration::from_secs(1);
 
 /// Between two attempts to follow the events of a manager whose engine is down.
 const AGAIN: Duration = Duration::from_millis(300);
@@ -92,11 +92,8 @@ impl Watch {
         }
         // Every manager tells of every change, each a moment apart: the first word counts.
         let mut told = BTreeSet::new();
-        loop {
-            match self.events.recv_timeout(Duration::ZERO) {
-                Ok(change) => drop(told.insert(change)),
-                Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => break,
-            }
+        while let Ok(change) = self.events.try_recv() {
+            told.insert(change);
         }
         let changes = first_words(told);
         let mut logs = std::collections::BTreeMap::new();

@@ -108,8 +108,7 @@ pub(crate) fn a_server_without_its_swarm_ends(world: &World) -> Result<()> {
         node.exec(&[&begin, options, &[PRODUCT], &server].concat())
     };
     let worker = large.lab().node("w1")?;
-    let output =
-        run(worker, &["--volume", socket, "--volume", "/var/lib/docker/swarm:/var/lib/docker/swarm:ro"])?;
+    let output = run(worker, &["--volume", socket, "--volume", "/var/lib/docker/swarm:/var/lib/docker/swarm:ro"])?;
     refused(&output, &["manager"])?;
     let blind = run(large.first()?, &[])?;
     ensure!(blind.status == 3, "exit {}, not 3: {}", blind.status, blind.stderr);

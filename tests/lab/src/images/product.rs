@@ -61,6 +61,12 @@ pub fn product_from_machine(profile: &str, features: &[&str]) -> Result<&'static
     if !features.is_empty() {
         cargo.arg("--features").arg(features.join(","));
     }
+    // What a cargo around this one set for its own package: some build scripts would run again for it.
+    for (name, _) in std::env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|own| name.to_string_lossy().starts_with(own)) {
+            cargo.env_remove(name);
+        }
+    }
     command::inherit_ok(&mut cargo)?;
     let work =
         tempfile::tempdir_in(cache::folder("images")?).map_err(Error::file("create a folder in", "the cache"))?;
