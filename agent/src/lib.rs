@@ -18,6 +18,7 @@ pub mod journal;
 pub mod launch;
 pub mod lock;
 pub mod memory;
+pub mod priority;
 pub mod reporter;
 pub mod sets;
 pub mod stage;

@@ -75,6 +75,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
+    if cli.life.is_none() {
+        agent::priority::give_way();
+    }
     // One thread: an idle agent should cost a node nothing.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match cli.life {

@@ -16,6 +16,7 @@ use bollard::models::{
     Service, Task, TaskState,
 };
 use bollard::{API_DEFAULT_VERSION, Docker};
+use futures_util::future::BoxFuture;
 use requeen_protocol::NodeId;
 
 use crate::hub::Hub;
@@ -162,7 +163,12 @@ impl ObserveError {
 /// # Errors
 ///
 /// One variant per read. A missing leader shows as a failure of one of the lists.
-pub async fn observe(engine: &Engine, hub: &Hub) -> Result<Observed, ObserveError> {
+pub fn observe<'a>(engine: &'a Engine, hub: &'a Hub) -> BoxFuture<'a, Result<Observed, ObserveError>> {
+    // Boxed: inlined into each of its callers it keeps the compiler busy for minutes.
+    Box::pin(look(engine, hub))
+}
+
+async fn look(engine: &Engine, hub: &Hub) -> Result<Observed, ObserveError> {
     let docker = engine.client().await?;
     let me = engine.manager(&docker).await?;
     let (nodes, tasks, services) = tokio::try_join!(

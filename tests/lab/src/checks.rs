@@ -21,7 +21,8 @@ pub fn run(say: impl Fn(&str)) -> Result<()> {
         }),
         ("cargo doc, warnings denied", || {
             // Nobody but this project uses its crates, so what is private is documented too.
-            let mut doc = cargo(&["doc", "--locked", "--quiet", "--workspace", "--no-deps", "--document-private-items"]);
+            let mut doc =
+                cargo(&["doc", "--locked", "--quiet", "--workspace", "--no-deps", "--document-private-items"]);
             doc.env("RUSTDOCFLAGS", "--deny warnings");
             Ok(doc)
         }),

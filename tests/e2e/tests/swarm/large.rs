@@ -21,6 +21,9 @@ const PROBE: &str = "probe";
 /// How long services may take until all of their tasks run.
 const SERVICES_LIMIT: Duration = Duration::from_secs(120);
 
+/// What the image may weigh, bytes.
+const IMAGE_BYTES: u64 = 12_000_000;
+
 /// What an idle agent may keep in memory, KiB.
 const AGENT_KIB: u64 = 6 * 1024;
 
@@ -175,6 +178,21 @@ pub(crate) fn agents_are_on_every_node(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// Whether this is a build for debugging, several times larger than what users get.
+fn for_debugging() -> bool {
+    std::env::var("REQUEEN_E2E_PROFILE").is_ok_and(|profile| profile == "dev")
+}
+
+/// Every node has to pull the image.
+pub(crate) fn the_image_is_small(world: &World) -> Result<()> {
+    world.large()?;
+    let size = lab::command::docker(&["image", "inspect", "--format", "{{.Size}}", PRODUCT])?;
+    let size: u64 = size.trimmed().parse()?;
+    eprintln!("the image: {size} bytes");
+    ensure!(for_debugging() || size <= IMAGE_BYTES, "the image has {size} bytes, more than {IMAGE_BYTES}");
+    Ok(())
+}
+
 /// An agent that waits for an order is a guest that takes little room.
 pub(crate) fn an_idle_agent_is_small(world: &World) -> Result<()> {
     let large = world.large()?;
@@ -184,11 +202,8 @@ pub(crate) fn an_idle_agent_is_small(world: &World) -> Result<()> {
         let sizes: Vec<u64> = said.stdout.lines().map(str::parse).collect::<Result<_, _>>()?;
         eprintln!("{node}: agent {sizes:?} KiB");
         ensure!(sizes.len() == 1, "{node}: {} agents", sizes.len());
-        // A build for debugging is several times larger than what users get.
-        if std::env::var("REQUEEN_E2E_PROFILE").is_ok_and(|profile| profile == "dev") {
-            continue;
-        }
-        ensure!(sizes.iter().all(|size| *size <= AGENT_KIB), "{node}: {sizes:?} KiB, more than {AGENT_KIB}");
+        let small = for_debugging() || sizes.iter().all(|size| *size <= AGENT_KIB);
+        ensure!(small, "{node}: {sizes:?} KiB, more than {AGENT_KIB}");
     }
     Ok(())
 }

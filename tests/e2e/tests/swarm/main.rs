@@ -30,6 +30,7 @@ fn main() -> ExitCode {
     let world = World::new();
     let trials = [
         world.scenario("agents_are_on_every_node", large::agents_are_on_every_node),
+        world.scenario("the_image_is_small", large::the_image_is_small),
         world.scenario("an_idle_agent_is_small", large::an_idle_agent_is_small),
         world.scenario("plan_changes_nothing", input::plan_changes_nothing),
         world.scenario("bad_bundles_are_refused", input::bad_bundles_are_refused),

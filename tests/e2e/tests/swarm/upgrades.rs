@@ -96,6 +96,7 @@ pub(crate) fn a_swarm_is_upgraded_under_load(world: &World) -> Result<()> {
     let (lab, first) = (large.lab(), large.first()?);
     let target = bundle(Suite::Trixie)?;
     let place = product::copy_bundle(first, &target)?;
+    large.fresh_probe()?;
     let watch = Watch::start(lab)?;
     let output = requeen(first, &["upgrade", "--bundle", &place])?;
     let truth = watch.finish()?;

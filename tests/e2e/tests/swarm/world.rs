@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use lab::engines::{self, Bundle};
@@ -13,6 +13,9 @@ use libtest_mimic::{Completion, Failed, Trial};
 
 use crate::large::Large;
 use crate::small::Small;
+
+/// How long a swarm may take to be whole before a scenario begins.
+const SETTLE_LIMIT: Duration = Duration::from_secs(180);
 
 /// What is made once, or the words with which it failed.
 type Once<T> = OnceLock<std::result::Result<T, String>>;
@@ -57,7 +60,10 @@ impl World {
     /// Three managers and two workers of bookworm, with agents, services and the probe.
     pub(crate) fn large(&self) -> Result<&Large> {
         self.image()?;
-        once(&self.large, "the large swarm", Large::make)
+        let large = once(&self.large, "the large swarm", Large::make)?;
+        // What a scenario before did to it, or to the machine, is not this one's concern.
+        large.lab().wait_until_ready(large.first()?, SETTLE_LIMIT)?;
+        Ok(large)
     }
 
     /// One manager and one worker of bookworm, with a coordinator.
