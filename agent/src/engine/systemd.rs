@@ -122,12 +122,15 @@ impl EngineControl for Systemd {
 
     fn log(&self, lines: u32) -> Vec<String> {
         let lines = lines.to_string();
-        let args = ["-u", &self.docker, "-n", &lines, "--no-pager", "-o", "cat"];
+        let args = ["-u", &self.docker, "-n", &lines, "--no-pager", "--quiet", "-o", "cat"];
         // The log only explains; without one the report is still true.
-        self.root
-            .run("journalctl", &args, COMMAND_LIMIT)
-            .map(|ran| ran.stdout.lines().map(str::to_owned).collect())
-            .unwrap_or_default()
+        let read = |args: &[&str]| -> Vec<String> {
+            let ran = self.root.run("journalctl", args, COMMAND_LIMIT);
+            ran.map(|ran| ran.stdout.lines().map(str::to_owned).collect()).unwrap_or_default()
+        };
+        // The engine's own words; what systemd says of it only where it said nothing itself.
+        let own = read(&[&args[..], &["_TRANSPORT=stdout"]].concat());
+        if own.is_empty() { read(&args) } else { own }
     }
 }
 

@@ -162,8 +162,11 @@ fn bench(args: Bench) -> Result<ExitCode> {
 /// Makes what scenarios need, so that no test's time holds a download. What can't be had is said, once, up front.
 fn warm() -> Result<()> {
     for suite in Suite::ALL {
-        match engines::bundle(suite).and_then(|_| images::node_image(suite)) {
-            Ok(_) => {}
+        let bundle = engines::bundle(suite).map(drop);
+        // The one suite whose engine the scenarios' nodes begin with.
+        let image = if suite == Suite::Bookworm { images::node_image(suite).map(drop) } else { Ok(()) };
+        match bundle.and(image) {
+            Ok(()) => {}
             Err(error @ Error::SuiteUnavailable { .. }) => {
                 eprintln!("SKIPPED: scenarios with {suite}: {error}")
             }

@@ -203,6 +203,8 @@ pub(crate) fn an_engine_that_fails_is_rolled_back(world: &World) -> Result<()> {
     let output = requeen(first, &["upgrade", "--bundle", place, "--start-timeout", "30s"])?;
     let shown = status(first)?;
     let truth = watch.finish()?;
+    // Before anything is insisted on: the next scenario needs the way free.
+    requeen_ok(first, &["abort"])?;
     ensure!(output.status == 1, "exit {}, not 1", output.status);
     let stopped: BTreeSet<&str> = truth.outages().into_iter().map(|(node, ..)| node).collect();
     ensure!(stopped.len() == 1, "the engines of {stopped:?} were stopped, not one");
@@ -214,7 +216,6 @@ pub(crate) fn an_engine_that_fails_is_rolled_back(world: &World) -> Result<()> {
     let broken = [order::stopped_only_when_empty(&truth), order::managers_one_at_a_time(&truth)].concat();
     ensure!(broken.is_empty(), "{broken:#?}");
 
-    requeen_ok(first, &["abort"])?;
     wait_for_end(first)?;
     lab.wait_until_ready(first, BEGIN_LIMIT)?;
     let left = wait::until_true("availability as before", Duration::from_secs(60), || {
