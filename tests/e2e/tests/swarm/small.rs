@@ -17,6 +17,9 @@ pub(crate) const NAME: &str = "e2e-b";
 /// How long a node may take to be seen in another state.
 const LIMIT: Duration = Duration::from_secs(90);
 
+/// Starts a node's engine, however often that was done in the last minute.
+const START: &str = "systemctl reset-failed docker && systemctl start docker";
+
 /// The swarm, with a coordinator and without agents.
 pub(crate) struct Small {
     lab: Lab,
@@ -66,13 +69,13 @@ pub(crate) fn nodes_that_cannot_follow_are_named(world: &World) -> Result<()> {
     refused(&more(&[])?, &["no agent", "m1", "w1", "--only"])?;
     small.with_agents()?;
 
-    worker.sh("hostname m1 && systemctl restart docker")?;
+    worker.sh("hostname m1 && systemctl reset-failed docker && systemctl restart docker")?;
     wait::until_true("two nodes of one name", LIMIT, || {
         let names = first.docker(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?;
         Ok(if names.stdout == "m1 Ready\nm1 Ready\n" { Ok(()) } else { Err(names.stdout) })
     })?;
     let ambiguous = more(&["--only", "m1"]);
-    worker.sh("hostname w1 && systemctl restart docker")?;
+    worker.sh("hostname w1 && systemctl reset-failed docker && systemctl restart docker")?;
     wait::until_true("two nodes of two names", LIMIT, || {
         let names = first.docker(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?;
         let mut lines: Vec<&str> = names.stdout.lines().collect();
@@ -84,7 +87,7 @@ pub(crate) fn nodes_that_cannot_follow_are_named(world: &World) -> Result<()> {
     worker.sh("systemctl stop docker.socket docker")?;
     wait_for_node(small.lab(), first, &id, "down", LIMIT)?;
     let down = more(&[]);
-    worker.sh("systemctl start docker")?;
+    worker.sh(START)?;
     wait_for_node(small.lab(), first, &id, "ready", LIMIT)?;
     refused(&down?, &["w1", "down", "--exclude w1"])
 }
@@ -104,7 +107,7 @@ pub(crate) fn no_quorum_is_refused(world: &World) -> Result<()> {
         Ok(if list.stderr.contains("leader") { Ok(()) } else { Err(format!("{}{}", list.stdout, list.stderr)) })
     });
     let output = lost.map(|()| requeen(first, &["upgrade", "--bundle", &place, "--accept-control-plane-outage"]));
-    worker.sh("systemctl start docker")?;
+    worker.sh(START)?;
     wait_for_node(small.lab(), first, &id, "ready reachable", LIMIT)?;
     first.docker(&["node", "demote", "w1"])?;
     wait_for_node(small.lab(), first, &id, "ready", LIMIT)?;
