@@ -20,6 +20,7 @@ use reqwest::{Response, StatusCode};
 use crate::engine::api::{Manager, SwarmFacts};
 use crate::host::HostRoot;
 use crate::identity::{Files, IdentityError, Stamp};
+use crate::words::chain;
 
 /// A manager that does not take a connection within this time is not asked further.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -221,21 +222,6 @@ async fn accepted(response: Response) -> Result<Result<Response, String>, reqwes
         Ok(ErrorBody { error, hint: None }) => format!("{status}: {error}"),
         Err(_) => status.to_string(),
     }))
-}
-
-/// An error and its causes on one line: what went wrong with TLS is only in the last of them.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

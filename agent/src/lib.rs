@@ -25,3 +25,4 @@ pub mod stage;
 pub mod staged;
 pub mod swap;
 pub mod task;
+mod words;

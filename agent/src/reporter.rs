@@ -8,9 +8,10 @@ use std::time::Duration;
 use requeen_protocol::{Order, Report};
 use tokio::sync::{mpsc, watch};
 
-use crate::client::{Client, ClientError, chain};
+use crate::client::{Client, ClientError};
 use crate::clock::{BootTime, Clock};
 use crate::engine::api::SwarmFacts;
+use crate::words::chain;
 
 /// The first pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);

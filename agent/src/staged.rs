@@ -1,14 +1,13 @@
 //! What a node has staged, remembered on disk: a restarted task, and the executor, know it without
 //! doing it again.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use requeen_protocol::{Digest, NodeState, Preflight, Problem, RolloutId, Target};
 use serde::{Deserialize, Serialize};
 
-use crate::host::HostRoot;
+use crate::host::{HostRoot, files};
 use crate::sets::SetId;
 
 /// The record, as a path of the host.
@@ -119,12 +118,7 @@ fn gone(path: &Path) -> io::Result<()> {
 pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     std::fs::create_dir_all(dir)?;
-    let temp = path.with_extension("new");
-    let mut file = File::create(&temp)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&temp, path)?;
-    File::open(dir)?.sync_all()
+    files::replace(path, content)
 }
 
 #[cfg(test)]

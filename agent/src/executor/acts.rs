@@ -5,12 +5,12 @@ use requeen_protocol::{EngineFile, Lease, PermitId};
 
 use super::Executor;
 use super::work::After;
-use crate::client::chain;
 use crate::clock::BootTime;
 use crate::engine::systemd::EngineControl;
 use crate::journal::{Phase, Work};
 use crate::staged::Outcome;
 use crate::swap;
+use crate::words::chain;
 
 /// So many lines of the engine's log are reported.
 const LOG_LINES: u32 = 20;

@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::client::{Client, chain};
+use crate::client::Client;
 use crate::clock::{BootTime, Clock, boot_id};
 use crate::engine::systemd::Systemd;
 use crate::host::HostRoot;
@@ -29,6 +29,7 @@ use crate::lock::{self, Held};
 use crate::reporter::{Backoff, Chance, Heard, Say, converse};
 use crate::sets::Store;
 use crate::staged::{self, Staged};
+use crate::words::chain;
 use decide::{Act, View, decide, lease_is_over};
 use observe::Observed;
 use work::{After, Running, Tools};

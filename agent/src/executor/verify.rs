@@ -125,7 +125,7 @@ pub(crate) async fn is_set(
     containerd_restarted: bool,
 ) -> Result<(), Unfit> {
     let version = async { Api::connect(root, API_LIMIT).await?.version().await };
-    let (found, _) = version.await.map_err(|error: ApiError| Unfit::Api(crate::client::chain(&error)))?;
+    let (found, _) = version.await.map_err(|error: ApiError| Unfit::Api(crate::words::chain(&error)))?;
     if !same_version(&found, expected_version) {
         return Err(Unfit::Version { found, expected: expected_version.to_owned() });
     }
@@ -142,7 +142,7 @@ pub(crate) async fn is_set(
 
 /// Whether every target leads to the file that the set has there.
 fn files(root: &HostRoot, store: &Store, set: &SetId, plan: &SwapPlan) -> Result<(), Unfit> {
-    let damaged = |error| Unfit::Set(crate::client::chain(&error));
+    let damaged = |error| Unfit::Set(crate::words::chain(&error));
     store.verify(set).map_err(damaged)?;
     let manifest = store.manifest(set).map_err(damaged)?;
     let targets: BTreeMap<EngineFile, &str> = plan.files.iter().map(|file| (file.file, file.target.as_str())).collect();

@@ -10,7 +10,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::verify::{self, Unfit, managed_containerd};
-use crate::client::chain;
 use crate::clock::{BootTime, Clock};
 use crate::engine::api::Api;
 use crate::engine::systemd::EngineControl;
@@ -18,6 +17,7 @@ use crate::host::HostRoot;
 use crate::journal::{Phase, Work};
 use crate::sets::{SetId, Store};
 use crate::swap::{self, SwapPlan};
+use crate::words::chain;
 
 /// So many lines of the engine's log are reported.
 const LOG_LINES: u32 = 20;

@@ -48,7 +48,7 @@ impl Way {
 
     async fn start(self, root: &HostRoot, argv: &[String]) -> Result<(), String> {
         match self {
-            Way::SystemBus => system_bus::start(root, argv).await.map_err(|error| crate::client::chain(&error)),
+            Way::SystemBus => system_bus::start(root, argv).await.map_err(|error| crate::words::chain(&error)),
             Way::PrivateSocket | Way::SiblingContainer => Err("not in this version".to_owned()),
         }
     }

@@ -11,6 +11,7 @@ use super::{elf, folders};
 use crate::host::layout::Layout;
 use crate::host::{HostRoot, Ran, RunError};
 use crate::sets::{ENGINES_DIR, Manifest, SetId, Store};
+use crate::words::chain;
 
 /// `dockerd --validate` is there from this major version on.
 const VALIDATE_SINCE: u64 = 23;
@@ -117,18 +118,6 @@ pub fn before_fetching(
 
 pub(super) fn problem(what: impl Into<String>, hint: impl Into<String>) -> Problem {
     Problem { what: what.into(), hint: hint.into() }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 fn downgrade(new: &str, running: &str, allowed: bool) -> Option<Problem> {

@@ -9,12 +9,13 @@ use reqwest::StatusCode;
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt;
 
-use crate::client::{Client, ClientError, chain};
+use crate::client::{Client, ClientError};
 use crate::engine::api::SwarmFacts;
 use crate::host::HostRoot;
 use crate::reporter::Backoff;
 use crate::sets::digest_file;
 use crate::staged::bundle_path;
+use crate::words::chain;
 
 const BUFFER: usize = 256 * 1024;
 
@@ -132,7 +133,7 @@ async fn attempt(
     if found != bundle.digest.to_string() {
         if done < bundle.size {
             // Ended early without an error: the next attempt goes on from here.
-            return Ok(()).and(Err(Broken::Client(ClientError::Unreached(Vec::new()))));
+            return Err(Broken::Client(ClientError::Unreached(Vec::new())));
         }
         tokio::fs::remove_file(&part).await.map_err(fatal)?;
         return Err(Broken::Fatal(DownloadError::Digest { found, wanted: bundle.digest.to_string() }));

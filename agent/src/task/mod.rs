@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::client::{Client, chain};
+use crate::client::Client;
 use crate::clock::{Clock, boot_id};
 use crate::engine::api::{Api, ApiError, SwarmFacts};
 use crate::engine::facts::{self, DigestCache};
@@ -26,6 +26,7 @@ use crate::lock;
 use crate::memory;
 use crate::reporter::{Backoff, Chance, Heard, Say, converse};
 use crate::staged::{self, Staged, Wanted};
+use crate::words::chain;
 use orders::Act;
 
 /// How long the engine's API may take: a manager's can take 20 s.

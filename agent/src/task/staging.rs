@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::API_LIMIT;
 use super::download;
-use crate::client::{Client, chain};
+use crate::client::Client;
 use crate::engine::api::{Api, ApiError, SwarmFacts};
 use crate::host::HostRoot;
 use crate::host::layout;
@@ -16,6 +16,7 @@ use crate::reporter::Backoff;
 use crate::sets::{SetId, Store};
 use crate::stage::preflight::{self, PreflightInput};
 use crate::staged::{Outcome, Staged, Wanted};
+use crate::words::chain;
 
 /// Nothing done yet.
 pub(crate) const START: Progress = Progress { activity: Activity::Inspect, done: 0, total: 0 };
