@@ -116,10 +116,14 @@ fn demo(args: Demo) -> Result<ExitCode> {
 
 /// The scenarios on real swarms come last: what fails in seconds is known before.
 fn test(args: &[String]) -> Result<ExitCode> {
-    if args.is_empty() {
-        checks::run(|line| eprintln!("── {line}"))?;
-    }
-    warm()?;
+    std::thread::scope(|scope| {
+        // It waits for the network and the disk, the checks for the processors.
+        let warm = scope.spawn(warm);
+        let checked = if args.is_empty() { checks::run(|line| eprintln!("── {line}")) } else { Ok(()) };
+        let warmed = warm.join().unwrap_or_else(|_| bail!("the thread that gets everything ready panicked"));
+        checked?;
+        warmed
+    })?;
     let suites: [&[&str]; 2] = [&["--workspace", "--exclude", SCENARIOS], &["--package", SCENARIOS]];
     for suite in suites {
         let mut cargo = checks::cargo(&["test", "--locked"]);
@@ -173,6 +177,7 @@ fn warm() -> Result<()> {
             Err(other) => return Err(other.into()),
         }
     }
+    images::builder()?;
     Ok(())
 }
 

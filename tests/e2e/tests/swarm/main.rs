@@ -8,7 +8,6 @@
 //! |---|---|
 //! | `REQUEEN_E2E_PROFILE` | build the product on this machine with that cargo profile, not with the Dockerfile |
 //! | `REQUEEN_E2E_KEEP` | leave the swarms running at the end |
-//! | `REQUEEN_E2E_LONG` | also take the large swarm on to the next engine, with the coordinator killed twice |
 
 mod input;
 mod large;
@@ -29,7 +28,7 @@ fn main() -> ExitCode {
     args.test_threads = Some(1);
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
     let world = World::new();
-    let mut trials = vec![
+    let trials = vec![
         world.scenario("agents_are_on_every_node", large::agents_are_on_every_node),
         world.scenario("the_image_is_small", large::the_image_is_small),
         world.scenario("an_idle_agent_is_small", large::an_idle_agent_is_small),
@@ -43,17 +42,12 @@ fn main() -> ExitCode {
         world.scenario("the_same_bundle_again_is_nothing_to_do", upgrades::the_same_bundle_again_is_nothing_to_do),
         world.scenario("another_runc_is_an_upgrade_and_can_be_taken_back", upgrades::another_runc),
         world.scenario("an_engine_that_fails_is_rolled_back", upgrades::an_engine_that_fails_is_rolled_back),
-    ];
-    if std::env::var_os("REQUEEN_E2E_LONG").is_some() {
-        let held = upgrades::held_drained_while_killed;
-        trials.push(world.scenario("held_drained_while_the_coordinator_is_killed", held));
-    }
-    trials.extend([
+        world.scenario("held_drained_while_the_coordinator_is_killed", upgrades::held_drained_while_killed),
         world.scenario("strangers_are_refused", strangers::strangers_are_refused),
         world.scenario("nodes_that_cannot_follow_are_named", small::nodes_that_cannot_follow_are_named),
         world.scenario("no_quorum_is_refused", small::no_quorum_is_refused),
         world.scenario("a_lone_manager_needs_a_word", small::a_lone_manager_needs_a_word),
-    ]);
+    ];
     let conclusion = libtest_mimic::run(&args, trials);
     world.close();
     conclusion.exit_code()

@@ -101,6 +101,12 @@ pub(crate) fn no_quorum_is_refused(world: &World) -> Result<()> {
     let place = product::copy_bundle(first, &bundle(Suite::Trixie)?)?;
     first.docker(&["node", "promote", "w1"])?;
     wait_for_node(small.lab(), first, &id, "ready reachable", LIMIT)?;
+    // The first manager says so before the second one has the raft log; stopped then, it could never join.
+    wait::until_true("the second manager's own word", LIMIT, || {
+        let list = worker.exec(&["docker", "node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}"])?;
+        let whole = list.stdout.contains("m1 Leader") && list.stdout.contains("w1 Reachable");
+        Ok(if whole { Ok(()) } else { Err(format!("{}{}", list.stdout, list.stderr)) })
+    })?;
     worker.sh("systemctl stop docker.socket docker")?;
     let lost = wait::until_true("the loss of the quorum", LIMIT, || {
         let list = first.exec(&["timeout", "10", "docker", "node", "ls"])?;
