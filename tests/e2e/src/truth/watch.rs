@@ -93,7 +93,10 @@ impl Watch {
         // Every manager tells of every change, each a moment apart: the first word counts.
         let mut told = BTreeSet::new();
         while let Ok(change) = self.events.try_recv() {
-            told.insert(change);
+            // An engine's buffer holds events in the order in which it heard of them: `--since` may give older ones too.
+            if change.at >= self.before.at {
+                told.insert(change);
+            }
         }
         let changes = first_words(told);
         let mut logs = std::collections::BTreeMap::new();
