@@ -14,6 +14,9 @@ use crate::cli::{Bench, Command, Demo, Down, Up};
 /// The package of the end-to-end scenarios.
 const SCENARIOS: &str = "requeen-e2e";
 
+/// Tells the scenarios to build the product in another way than with the Dockerfile.
+const PROFILE: &str = "REQUEEN_E2E_PROFILE";
+
 /// Runs a command and returns what the process shall end with.
 pub(crate) fn run(command: Command) -> Result<ExitCode> {
     match command {
@@ -124,13 +127,23 @@ fn test(args: &[String]) -> Result<ExitCode> {
         checked?;
         warmed
     })?;
-    let suites: [&[&str]; 2] = [&["--workspace", "--exclude", SCENARIOS], &["--package", SCENARIOS]];
-    for suite in suites {
+    let cargo_test = |suite: &[&str]| {
         let mut cargo = checks::cargo(&["test", "--locked"]);
-        let status = command::inherit(cargo.args(suite).args(args))?;
-        if status != 0 {
-            return exit(status);
+        command::inherit(cargo.args(suite).args(args))
+    };
+    let status = std::thread::scope(|scope| {
+        // The linker of a release build keeps one processor busy, and many tests only wait.
+        let whole = args.is_empty() && std::env::var_os(PROFILE).is_none();
+        let image = whole.then(|| scope.spawn(|| anyhow::Ok(Build::Dockerfile.run().map(drop)?)));
+        let status = cargo_test(&["--workspace", "--exclude", SCENARIOS])?;
+        if let Some(image) = image {
+            image.join().unwrap_or_else(|_| bail!("the thread that builds the product's image panicked"))?;
         }
+        anyhow::Ok(status)
+    })?;
+    let status = if status == 0 { cargo_test(&["--package", SCENARIOS])? } else { status };
+    if status != 0 {
+        return exit(status);
     }
     Ok(ExitCode::SUCCESS)
 }
