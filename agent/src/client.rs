@@ -7,19 +7,20 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use requeen_protocol::{
     BUNDLE_PATH, Digest, ErrorBody, LONG_POLL_SECS, NodeId, Order, PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH,
-    Report,
+    Report, WANTED_HEADER,
 };
-use reqwest::header::{HeaderMap, HeaderValue, RANGE};
+use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Response, StatusCode};
 
 use crate::engine::api::{Manager, SwarmFacts};
 use crate::host::HostRoot;
 use crate::identity::{Files, IdentityError, Stamp};
+use crate::staged::bundle_path;
 use crate::words::chain;
 
 /// A manager that does not take a connection within this time is not asked further.
@@ -29,7 +30,7 @@ const REPORT_LIMIT: Duration = Duration::from_secs(LONG_POLL_SECS + 10);
 /// A download in which nothing arrives for this long is broken off, and resumed.
 const READ_LIMIT: Duration = Duration::from_secs(30);
 
-/// No manager gave an answer.
+/// A manager gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The node's certificate is unusable.
@@ -41,12 +42,12 @@ pub enum ClientError {
     /// The HTTP client can't be built.
     #[error("the HTTP client can't be built")]
     Build(#[source] reqwest::Error),
-    /// The engine names no manager.
-    #[error("the Docker Engine names no manager of its swarm yet")]
-    NoManagers,
-    /// Every manager was tried.
+    /// The manager did not answer, or refused.
+    #[error("no answer from {0}")]
+    Unreached(Tried),
+    /// Every manager was asked for the bundle.
     #[error("no manager answers as coordinator: {}", join(.0))]
-    Unreached(Vec<Tried>),
+    NoBundle(Vec<Tried>),
 }
 
 /// What became of the attempt to reach one manager.
@@ -66,16 +67,23 @@ impl fmt::Display for Tried {
     }
 }
 
-fn join(tried: &[Tried]) -> String {
+/// All of them in a line.
+pub(crate) fn join(tried: &[Tried]) -> String {
     let all: Vec<_> = tried.iter().map(Tried::to_string).collect();
     all.join("; ")
 }
 
-/// A client that knows which manager answered last.
-#[derive(Debug)]
+/// A client for the coordinators of this node's swarm. Its copies share their connections.
+#[derive(Clone, Debug)]
 pub struct Client {
     root: HostRoot,
     port: u16,
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Who gave the last order.
     last: Option<NodeId>,
     built: Option<Built>,
 }
@@ -91,39 +99,42 @@ struct Built {
 impl Client {
     /// A client for coordinators on `port`.
     pub fn new(root: &HostRoot, port: u16) -> Self {
-        Self { root: root.clone(), port, last: None, built: None }
+        Self { root: root.clone(), port, shared: Arc::default() }
     }
 
-    /// Posts a report and waits for the order. Dropping the future withdraws the report.
-    pub async fn report(&mut self, swarm: &SwarmFacts, report: &Report) -> Result<Order, ClientError> {
-        let http = self.http(swarm)?;
-        let mut tried = Vec::new();
-        for manager in order_of(&swarm.managers, self.last.as_ref(), &swarm.node) {
-            let url = self.url(manager, REPORT_PATH);
-            let request = http.post(url).timeout(REPORT_LIMIT).json(report);
-            let answer = async { accepted(request.send().await?).await };
-            let why = match answer.await {
-                Ok(Ok(response)) => match response.json().await {
+    /// Posts a report to a manager and waits for the order. Dropping the future withdraws the report.
+    pub async fn report(&self, swarm: &SwarmFacts, manager: &Manager, report: &Report) -> Result<Order, ClientError> {
+        let request = self.http(swarm)?.post(self.url(manager, REPORT_PATH)).timeout(REPORT_LIMIT).json(report);
+        let answer = async { accepted(request.send().await?).await };
+        let why = match answer.await {
+            Ok(Ok(response)) => {
+                let wanted = wanted(response.headers());
+                match response.json().await {
                     Ok(order) => {
-                        self.last = Some(manager.id.clone());
+                        if !matches!(order, Order::Standby { .. }) {
+                            self.shared().last = Some(manager.id.clone());
+                        }
+                        if let Some(digest) = wanted {
+                            self.offer(swarm, manager, digest);
+                        }
                         return Ok(order);
                     }
                     Err(error) => chain(&error),
-                },
-                Ok(Err(refusal)) => refusal,
-                Err(error) => chain(&error),
-            };
-            tried.push(self.tried(manager, why));
-        }
-        Err(ClientError::Unreached(tried))
+                }
+            }
+            Ok(Err(refusal)) => refusal,
+            Err(error) => chain(&error),
+        };
+        Err(ClientError::Unreached(self.tried(manager, why)))
     }
 
     /// Opens a bundle from byte `from` on. The response's status says whether the server did start
     /// there (206) or at the beginning (200).
-    pub async fn bundle(&mut self, swarm: &SwarmFacts, digest: &Digest, from: u64) -> Result<Response, ClientError> {
+    pub async fn bundle(&self, swarm: &SwarmFacts, digest: &Digest, from: u64) -> Result<Response, ClientError> {
         let http = self.http(swarm)?;
+        let last = self.shared().last.clone();
         let mut tried = Vec::new();
-        for manager in order_of(&swarm.managers, self.last.as_ref(), &swarm.node) {
+        for manager in order_of(&swarm.managers, last.as_ref(), &swarm.node) {
             let url = self.url(manager, &format!("{BUNDLE_PATH}{}", digest.hex()));
             let mut request = http.get(url);
             if from > 0 {
@@ -131,16 +142,37 @@ impl Client {
             }
             let answer = async { accepted(request.send().await?).await };
             let why = match answer.await {
-                Ok(Ok(response)) => {
-                    self.last = Some(manager.id.clone());
-                    return Ok(response);
-                }
+                Ok(Ok(response)) => return Ok(response),
                 Ok(Err(refusal)) => refusal,
                 Err(error) => chain(&error),
             };
             tried.push(self.tried(manager, why));
         }
-        Err(ClientError::Unreached(tried))
+        Err(ClientError::NoBundle(tried))
+    }
+
+    /// Sends a coordinator the bundle that it lacks, if this node keeps it. It asks again, or somebody else, if this fails.
+    fn offer(&self, swarm: &SwarmFacts, manager: &Manager, digest: Digest) {
+        let Ok(http) = self.http(swarm) else { return };
+        let path = self.root.join(bundle_path(&digest));
+        let url = self.url(manager, &format!("{BUNDLE_PATH}{}", digest.hex()));
+        let manager = manager.id.clone();
+        tokio::spawn(async move {
+            let Ok(file) = tokio::fs::File::open(path).await else { return };
+            let Ok(size) = file.metadata().await.map(|metadata| metadata.len()) else { return };
+            let body = reqwest::Body::from(file);
+            let request = http.put(url).header(CONTENT_LENGTH, size).body(body);
+            let answer = async { accepted(request.send().await?).await };
+            match answer.await {
+                Ok(Ok(_)) => tracing::info!(%manager, %digest, "sent the coordinator its bundle"),
+                Ok(Err(why)) => tracing::info!(%manager, %digest, "the coordinator did not take the bundle: {why}"),
+                Err(error) => tracing::info!(%manager, %digest, "the bundle was not sent: {}", chain(&error)),
+            }
+        });
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn url(&self, manager: &Manager, path: &str) -> String {
@@ -152,22 +184,25 @@ impl Client {
     }
 
     /// The HTTP client for these managers and today's certificate; built anew when either changes.
-    fn http(&mut self, swarm: &SwarmFacts) -> Result<reqwest::Client, ClientError> {
-        if swarm.managers.is_empty() {
-            return Err(ClientError::NoManagers);
-        }
+    fn http(&self, swarm: &SwarmFacts) -> Result<reqwest::Client, ClientError> {
         let files = Files::new(&self.root, &swarm.data_root);
         let stamp = files.stamp();
-        if let Some(built) = &self.built
+        let mut shared = self.shared();
+        if let Some(built) = &shared.built
             && built.stamp == stamp
             && built.managers == swarm.managers
         {
             return Ok(built.http.clone());
         }
         let http = build(&files, &swarm.managers, self.port)?;
-        self.built = Some(Built { stamp, managers: swarm.managers.clone(), http: http.clone() });
+        shared.built = Some(Built { stamp, managers: swarm.managers.clone(), http: http.clone() });
         Ok(http)
     }
+}
+
+/// The bundle that an answer asks for.
+fn wanted(headers: &HeaderMap) -> Option<Digest> {
+    Digest::from_hex(headers.get(WANTED_HEADER)?.to_str().ok()?).ok()
 }
 
 fn build(files: &Files, managers: &[Manager], port: u16) -> Result<reqwest::Client, ClientError> {
@@ -202,7 +237,7 @@ fn build(files: &Files, managers: &[Manager], port: u16) -> Result<reqwest::Clie
     builder.build().map_err(ClientError::Build)
 }
 
-/// The managers in the order in which they are asked: who answered last, then this node itself (the
+/// The managers in the order in which they are asked for a bundle: who gave the last order, then this node itself (the
 /// shortest way), then the others as the engine names them.
 fn order_of<'a>(managers: &'a [Manager], last: Option<&NodeId>, own: &NodeId) -> Vec<&'a Manager> {
     let mut order: Vec<_> = managers.iter().collect();

@@ -17,6 +17,7 @@ pub mod identity;
 pub mod journal;
 pub mod launch;
 pub mod lock;
+pub mod memo;
 pub mod memory;
 pub mod priority;
 pub mod reporter;

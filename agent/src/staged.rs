@@ -8,6 +8,7 @@ use requeen_protocol::{Digest, NodeState, Preflight, Problem, RolloutId, Target}
 use serde::{Deserialize, Serialize};
 
 use crate::host::{HostRoot, files};
+use crate::memo;
 use crate::sets::SetId;
 
 /// The record, as a path of the host.
@@ -92,8 +93,9 @@ impl Staged {
 /// folder: that one is its own to clean.
 pub const BUNDLES_DIR: &str = "/var/lib/requeen/agent/bundles";
 
-/// Removes what a rollout left that nobody needs after its end: the record, and bundles whole or not.
+/// Removes what a rollout left that nobody needs after its end: the record, the memo, and bundles whole or not.
 pub fn forget(root: &HostRoot) -> io::Result<()> {
+    memo::forget(root)?;
     match std::fs::remove_dir_all(root.join(BUNDLES_DIR)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}

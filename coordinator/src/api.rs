@@ -12,7 +12,7 @@
 //! | `POST /rollback` | [`RollbackArgs`] | [`Started`] |
 //! | `GET /status` | | [`StatusView`] |
 //! | `POST /grant` | [`GrantArgs`] | `{}` |
-//! | `POST /pause`, `/resume`, `/abort` | | [`StatusView`] |
+//! | `POST /pause`, `/resume`, `/abort`, `/take-over` | | [`StatusView`] |
 //! | `POST /deploy` | [`DeployArgs`] | [`Deployed`] |
 //! | `GET /probe` | | [`crate::probe::ProbeReport`] |
 
@@ -185,6 +185,9 @@ pub struct StatusView {
     pub has_leader: bool,
     /// The open rollout, or the last one.
     pub rollout: Option<RolloutView>,
+    /// Rollouts of which nodes hold leases, but no record: somebody removed it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without_record: Vec<RolloutId>,
     /// Every node of the swarm.
     pub nodes: Vec<NodeStatus>,
 }

@@ -2,7 +2,7 @@
 //! remembers nothing that matters: killed between any two instructions and started again, it finds
 //! the record and goes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use crate::observe::ObserveError;
 use crate::ops::Ops;
 use crate::ops::view::millis_between;
-use crate::plan::model::{Availability, Phase, Rollout, Step};
-use crate::plan::{self, Move};
-use crate::record::{self, RecordError, Trouble, is_open};
+use crate::plan::model::{Availability, Observed, Phase, Rollout, Step};
+use crate::plan::{self, Move, owner, rebuild};
+use crate::record::{self, RecordError, Stored, Trouble, is_open};
 use crate::server::words::chain;
 
 /// Longest time between two rounds while a node is in work. The swarm tells nobody when a task ends
@@ -39,6 +39,9 @@ const SHORTEST: Duration = Duration::from_millis(50);
 
 /// How old the owner's last sign of life in the record may become, milliseconds.
 const RENEW_MS: u64 = 20_000;
+
+/// Why a rollout whose record was removed stands still.
+const LOST: &str = "its record, a swarm config, was removed; `requeen resume` makes it again from what the nodes keep";
 
 /// A round that did not get to its end. The next one begins anew.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +87,7 @@ impl Pace {
 /// Drives this node's rollouts until `shutdown`. Nothing that fails ends it.
 pub async fn run(ops: Arc<Ops>, shutdown: CancellationToken) {
     let mut log = Log::default();
+    let mut watch = Watch::default();
     let mut pace = Pace::Idle;
     loop {
         // Before the round, so that what changes during it is not missed.
@@ -91,13 +95,14 @@ pub async fn run(ops: Arc<Ops>, shutdown: CancellationToken) {
         let begun = Instant::now();
         tokio::select! {
             () = shutdown.cancelled() => return,
-            round = round(&ops, &mut log) => match round {
+            round = round(&ops, &mut log, &mut watch) => match round {
                 Ok(next) => {
                     log.worked();
                     pace = next;
                 }
                 Err(error) => {
                     log.failed(&error);
+                    watch.blind();
                     show_waiting(&ops);
                 }
             }
@@ -121,22 +126,33 @@ pub async fn run(ops: Arc<Ops>, shutdown: CancellationToken) {
 }
 
 /// One round. Everything that it does is safe to do twice.
-async fn round(ops: &Ops, log: &mut Log) -> Result<Pace, RoundError> {
+async fn round(ops: &Ops, log: &mut Log, watch: &mut Watch) -> Result<Pace, RoundError> {
     let observed = ops.observe().await?;
     let docker = ops.engine.client().await?;
     let _turn = ops.turn.lock().await;
 
-    let Some(stored) = record::load_last(&docker).await? else {
-        log.nothing_open(ops.last_open().as_ref());
+    let all = record::load_all(&docker).await?;
+    let known: BTreeSet<RolloutId> = all.iter().map(|stored| stored.rollout.request.id.clone()).collect();
+    let ended = all.iter().filter(|stored| !is_open(&stored.rollout));
+    ops.hub.set_ended(ended.map(|stored| stored.rollout.request.id.clone()).collect());
+    let last = record::last(all);
+    if let Some(lost) = ops.last_open().filter(|before| !known.contains(&before.request.id))
+        && !last.as_ref().is_some_and(|stored| is_open(&stored.rollout))
+    {
+        return Ok(lost_record(ops, log, &observed, lost));
+    }
+    ops.orphaned(rebuild::orphans(&observed, &known));
+    let Some(stored) = last else {
+        log.nothing_open();
         ops.knows(None, BTreeMap::new());
-        ops.tell(None);
+        ops.tell(None, &observed);
         return Ok(Pace::Idle);
     };
     let rollout = &stored.rollout;
     if !is_open(rollout) {
         log.ended(rollout);
         ops.knows(Some(rollout), BTreeMap::new());
-        ops.tell(None);
+        ops.tell(None, &observed);
         return Ok(Pace::Idle);
     }
 
@@ -144,11 +160,20 @@ async fn round(ops: &Ops, log: &mut Log) -> Result<Pace, RoundError> {
     let plan = plan::plan(rollout, &observed, now);
     ops.knows(Some(rollout), plan.waiting);
     if rollout.owner.node != observed.me {
-        // Its agents are told what the record says, whoever wrote it; nothing is decided here.
-        log.standby(rollout);
-        ops.tell(Some(rollout.clone()));
+        // Nothing is decided here, and its agents are told so; but somebody has to drive.
+        log.standby(rollout, observed.nodes.get(&rollout.owner.node).map(|node| node.hostname.as_str()));
+        ops.tell(Some(rollout.clone()), &observed);
+        if !observed.has_leader {
+            watch.blind();
+        }
+        let silent = watch.silent(rollout, Instant::now());
+        let told = ops.is_told_to_take_over();
+        if told || silent >= ops.take_over_after {
+            take_over(ops, &docker, &stored, &observed, told).await?;
+        }
         return Ok(Pace::Open);
     }
+    ops.took_over();
     log.drives(rollout);
 
     let next = with_moves(rollout, &plan.moves, now);
@@ -165,7 +190,8 @@ async fn round(ops: &Ops, log: &mut Log) -> Result<Pace, RoundError> {
         ops.knows(Some(&next), plan::plan(&next, &observed, now).waiting);
     }
     let pace = if next.nodes.values().any(|entry| entry.step.in_work()) { Pace::InWork } else { Pace::Open };
-    ops.tell(Some(next));
+    ops.want_bundle(&next).await;
+    ops.tell(Some(next), &observed);
 
     for planned in &plan.moves {
         match planned {
@@ -174,6 +200,69 @@ async fn round(ops: &Ops, log: &mut Log) -> Result<Pace, RoundError> {
         }
     }
     Ok(pace)
+}
+
+/// Makes this coordinator the owner, unless somebody else has written since.
+async fn take_over(
+    ops: &Ops,
+    docker: &Docker,
+    stored: &Stored,
+    observed: &Observed,
+    told: bool,
+) -> Result<(), RoundError> {
+    let rollout = &stored.rollout;
+    let next = owner::taken_over(rollout, &observed.me, (ops.world.now)());
+    let (id, from, epoch) = (&rollout.request.id, &rollout.owner.node, next.owner.epoch);
+    match record::write(docker, stored, &next).await {
+        // The owner lives, or another one was faster: the next round sees which.
+        Err(error) if error.trouble() == Some(Trouble::OutOfSequence) => {}
+        Err(error) => return Err(error.into()),
+        Ok(()) => {
+            let why = if told { "told to" } else { "its owner was silent" };
+            tracing::warn!(rollout = %id, %from, epoch, why, "took the rollout over");
+            ops.took_over();
+        }
+    }
+    ops.wake.notify_one();
+    Ok(())
+}
+
+/// The record of the open rollout is gone: somebody has removed it. Nothing new is begun, and whoever is in work is told
+/// what was recorded last.
+fn lost_record(ops: &Ops, log: &mut Log, observed: &Observed, lost: Rollout) -> Pace {
+    log.lost(&lost);
+    let lost = Rollout { phase: Phase::Halted { reason: LOST.to_owned() }, ..lost };
+    let waiting = plan::plan(&lost, observed, (ops.world.now)()).waiting;
+    ops.knows(Some(&lost), waiting);
+    ops.tell(Some(lost), observed);
+    Pace::Open
+}
+
+/// How long the owner of a rollout was silent, as this coordinator saw it: by its own clock, and only while it saw a
+/// leader, since nobody can renew a record without one.
+#[derive(Debug, Default)]
+struct Watch {
+    seen: Option<(RolloutId, Timestamp, Instant)>,
+}
+
+impl Watch {
+    /// For how long the record has stayed as it is at `now`.
+    fn silent(&mut self, rollout: &Rollout, now: Instant) -> Duration {
+        match &self.seen {
+            Some((id, renewed, since)) if *id == rollout.request.id && *renewed == rollout.owner.renewed => {
+                now.saturating_duration_since(*since)
+            }
+            Some(_) | None => {
+                self.seen = Some((rollout.request.id.clone(), rollout.owner.renewed, now));
+                Duration::ZERO
+            }
+        }
+    }
+
+    /// Nothing was seen: the count begins anew.
+    fn blind(&mut self) {
+        self.seen = None;
+    }
 }
 
 /// Keeps `status` truthful while the swarm can't be seen.
@@ -237,7 +326,8 @@ async fn set_availability(docker: &Docker, node: &NodeId, to: Availability) -> R
 struct Log {
     trouble: Option<String>,
     driven: Option<RolloutId>,
-    watched: Option<RolloutId>,
+    watched: Option<(RolloutId, u64)>,
+    lost: Option<RolloutId>,
 }
 
 impl Log {
@@ -257,34 +347,44 @@ impl Log {
 
     fn drives(&mut self, rollout: &Rollout) {
         let id = &rollout.request.id;
+        self.watched = None;
+        self.lost = None;
         if self.driven.as_ref() != Some(id) {
             tracing::info!(rollout = %id, epoch = rollout.owner.epoch, "driving");
             self.driven = Some(id.clone());
         }
     }
 
-    fn standby(&mut self, rollout: &Rollout) {
+    fn standby(&mut self, rollout: &Rollout, owner: Option<&str>) {
+        let seen = (rollout.request.id.clone(), rollout.owner.epoch);
+        if self.watched.as_ref() != Some(&seen) {
+            let id = &rollout.request.id;
+            let owner = owner.unwrap_or(rollout.owner.node.as_str());
+            let replaced = self.driven.take_if(|driven| driven == id).is_some();
+            let epoch = rollout.owner.epoch;
+            tracing::info!(rollout = %id, owner, epoch, replaced, "standby: another coordinator drives");
+            self.watched = Some(seen);
+        }
+    }
+
+    fn lost(&mut self, rollout: &Rollout) {
         let id = &rollout.request.id;
-        if self.watched.as_ref() != Some(id) {
-            tracing::info!(rollout = %id, owner = %rollout.owner.node, "standby: another manager drives");
-            self.watched = Some(id.clone());
+        if self.lost.as_ref() != Some(id) {
+            tracing::warn!(rollout = %id, "halted: {LOST}");
+            self.lost = Some(id.clone());
         }
     }
 
     /// The rollout's last word is written when it ends; a driver that was away says it too.
     fn ended(&mut self, rollout: &Rollout) {
         let id = &rollout.request.id;
-        if self.driven.take_if(|driven| driven == id).is_some() || self.watched.take_if(|seen| seen == id).is_some() {
+        if self.driven.take_if(|driven| driven == id).is_some() || self.watched.take_if(|(seen, _)| seen == id).is_some() {
             tracing::info!(rollout = %id, "no rollout is open any more");
         }
     }
 
-    fn nothing_open(&mut self, before: Option<&Rollout>) {
-        if let Some(before) = before {
-            tracing::warn!(rollout = %before.request.id, "the record of the open rollout was removed");
-        }
-        self.driven = None;
-        self.watched = None;
+    fn nothing_open(&mut self) {
+        *self = Self { trouble: self.trouble.take(), ..Self::default() };
     }
 
     fn steps(&self, before: &Rollout, after: &Rollout) {

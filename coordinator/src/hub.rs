@@ -2,15 +2,15 @@
 //! for them. In memory only; all of it is rebuilt from the next reports and the record after a restart.
 //! No policy: which order a node gets is [`crate::plan::orders`]' choice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use requeen_protocol::{NodeId, NodeState, Order, Report, Speaker};
+use requeen_protocol::{Digest, NodeId, NodeState, Order, Report, RolloutId, Speaker};
 use tokio::sync::watch;
 
 use crate::plan::model::{AgentView, Rollout};
-use crate::plan::orders::{Staging, order_for};
+use crate::plan::orders::{Knows, Staging, order_for};
 
 /// Where a hub reads the time.
 pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
@@ -26,11 +26,45 @@ pub struct Hub {
 #[derive(Default)]
 struct Held {
     agents: BTreeMap<NodeId, Agent>,
-    rollout: Option<Rollout>,
+    rollout: Option<Driven>,
+    /// Rollouts on record that have ended.
+    ended: BTreeSet<RolloutId>,
     staging: Option<Staging>,
+    /// Whatever was prepared here.
+    prepared: BTreeSet<RolloutId>,
     /// False until somebody has seen one: while there is no leader nothing that is read is news.
     has_leader: bool,
+    /// When that was seen.
+    leader_seen: Option<Instant>,
+    /// The bundle that this coordinator lacks.
+    wanted: Option<Wanted>,
 }
+
+/// The open rollout, and who drives it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Driven {
+    /// The rollout as recorded.
+    pub rollout: Rollout,
+    /// Whether this coordinator drives it.
+    pub here: bool,
+    /// Host name of the node whose coordinator does.
+    pub owner: String,
+}
+
+/// A bundle that some agent keeps and this coordinator has to have.
+#[derive(Clone, Debug, PartialEq)]
+struct Wanted {
+    digest: Digest,
+    /// When an agent was asked for it last.
+    asked: Option<Instant>,
+}
+
+/// How old the word that there is a leader may be. A coordinator that is cut off keeps silent long before another one
+/// takes its rollout over.
+const LEADER_FOR: Duration = Duration::from_secs(30);
+
+/// How long an agent that was asked for a bundle has before another one is asked.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 struct Agent {
     report: Report,
@@ -125,18 +159,26 @@ impl Hub {
         }
     }
 
-    /// Holds the rollout as recorded, for orders.
-    pub fn set_rollout(&self, rollout: Option<Rollout>) {
+    /// Holds the open rollout as recorded, for orders.
+    pub fn set_rollout(&self, rollout: Option<Driven>) {
         self.set(|held| &mut held.rollout, rollout);
     }
 
-    /// The rollout as last set.
+    /// The open rollout as last set.
     pub fn rollout(&self) -> Option<Rollout> {
-        self.held().rollout.clone()
+        self.held().rollout.as_ref().map(|driven| driven.rollout.clone())
+    }
+
+    /// Holds which rollouts on record have ended: agents put away what they hold of them.
+    pub fn set_ended(&self, ended: BTreeSet<RolloutId>) {
+        self.set(|held| &mut held.ended, ended);
     }
 
     /// Holds what agents have to stage before a rollout is recorded.
     pub fn set_staging(&self, staging: Option<Staging>) {
+        if let Some(staging) = &staging {
+            self.held().prepared.insert(staging.id.clone());
+        }
         self.set(|held| &mut held.staging, staging);
     }
 
@@ -147,6 +189,9 @@ impl Hub {
 
     /// Holds whether the managers have a leader.
     pub fn set_has_leader(&self, has_leader: bool) {
+        if has_leader {
+            self.held().leader_seen = Some((self.clock)());
+        }
         self.set(|held| &mut held.has_leader, has_leader);
     }
 
@@ -155,10 +200,61 @@ impl Hub {
         self.held().has_leader
     }
 
+    /// Asks agents for a bundle from now on, or for none.
+    pub fn set_wanted(&self, digest: Option<Digest>) {
+        let mut held = self.held();
+        if held.wanted.as_ref().map(|wanted| &wanted.digest) != digest.as_ref() {
+            held.wanted = digest.map(|digest| Wanted { digest, asked: None });
+        }
+    }
+
+    /// Whether this bundle is asked for.
+    pub fn wants(&self, digest: &Digest) -> bool {
+        self.held().wanted.as_ref().is_some_and(|wanted| wanted.digest == *digest)
+    }
+
+    /// The bundle that the agent of `report` is to be asked for: one at a time is, of those that keep it.
+    pub fn wanted_of(&self, report: &Report) -> Option<Digest> {
+        let now = (self.clock)();
+        let mut held = self.held();
+        let keeps = match &report.state {
+            NodeState::Idle | NodeState::Staging { .. } | NodeState::Refused { .. } | NodeState::Stuck { .. } => false,
+            NodeState::Staged { .. }
+            | NodeState::Leased { .. }
+            | NodeState::Linked { .. }
+            | NodeState::Swapping { .. }
+            | NodeState::Running { .. }
+            | NodeState::Upgraded { .. }
+            | NodeState::RolledBack { .. } => {
+                report.state.rollout() == held.rollout.as_ref().map(|driven| &driven.rollout.request.id)
+            }
+        };
+        let wanted = held.wanted.as_mut()?;
+        let due = wanted.asked.is_none_or(|asked| now.saturating_duration_since(asked) >= ASK_AGAIN);
+        if !keeps || !due {
+            return None;
+        }
+        wanted.asked = Some(now);
+        Some(wanted.digest.clone())
+    }
+
     /// The order for the node that sent `report`, from what is held now.
     pub fn order_for(&self, report: &Report) -> Order {
+        let now = (self.clock)();
         let held = self.held();
-        order_for(held.rollout.as_ref(), held.staging.as_ref(), report, held.has_leader)
+        let driven = held.rollout.as_ref();
+        let since = |seen: Instant| now.saturating_duration_since(seen);
+        let knows = Knows {
+            rollout: driven.map(|driven| &driven.rollout),
+            drives: driven.is_some_and(|driven| driven.here),
+            owner: driven.map(|driven| driven.owner.as_str()),
+            ended: &held.ended,
+            staging: held.staging.as_ref(),
+            prepared: &held.prepared,
+            has_leader: held.has_leader && held.leader_seen.is_some_and(|seen| since(seen) < LEADER_FOR),
+        };
+        let state_secs = held.agents.get(&report.node).map_or(0, |agent| since(agent.state_since).as_secs());
+        order_for(knows, report, state_secs)
     }
 
     /// Fires on every change of anything held. Subscribe first, look second, then wait: a change
@@ -212,13 +308,15 @@ fn same_variant(a: &NodeState, b: &NodeState) -> bool {
 
 /// Whether `new` tells something that `old` did not; which order the agent has seen is no news.
 fn says_more(old: &Report, new: &Report) -> bool {
-    let Report { node, agent_version, speaker, boot_id, engine, state, seen: _ } = new;
+    let Report { node, agent_version, speaker, boot_id, engine, state, seen: _, memo, unreached } = new;
     old.node != *node
         || old.agent_version != *agent_version
         || old.speaker != *speaker
         || old.boot_id != *boot_id
         || old.engine != *engine
         || old.state != *state
+        || old.memo != *memo
+        || old.unreached != *unreached
 }
 
 #[cfg(test)]
@@ -239,6 +337,8 @@ mod tests {
             engine: None,
             state,
             seen: None,
+            memo: None,
+            unreached: Vec::new(),
         }
     }
 

@@ -15,6 +15,12 @@ pub enum Order {
         /// What the coordinator waits for, in words, for the agent's log.
         why: String,
     },
+    /// Another coordinator drives, or may: it gives the orders. An agent talks to every manager that runs a
+    /// coordinator and obeys the one that does not say this.
+    Standby {
+        /// Host name of the node whose coordinator drives the open rollout, if one is open.
+        owner: Option<String>,
+    },
     /// Fetch, verify, unpack and check the target; change nothing that runs.
     Stage {
         /// The rollout that wants it. A plan that changes nothing has an ID of its own.
@@ -31,6 +37,9 @@ pub enum Order {
     Hold {
         /// The lease granted or renewed.
         lease: Lease,
+        /// What the coordinator wants kept on the node until the rollout is forgotten, and repeated in
+        /// [`crate::Report::memo`]: from it the rollout's record can be made again. Opaque to the agent.
+        memo: String,
     },
     /// The node is drained: put the links in place. The running engine notices nothing.
     Link {
@@ -64,4 +73,19 @@ pub enum Order {
         /// The rollout that has ended.
         rollout: RolloutId,
     },
+}
+
+impl Order {
+    /// The lease that the order is about.
+    pub fn lease(&self) -> Option<&Lease> {
+        match self {
+            Order::Wait { .. } | Order::Standby { .. } | Order::Stage { .. } | Order::Forget { .. } => None,
+            Order::Hold { lease, .. }
+            | Order::Link { lease }
+            | Order::Settle { lease }
+            | Order::SwitchBack { lease, .. }
+            | Order::Withdraw { lease } => Some(lease),
+            Order::Stop { permit } => Some(&permit.lease),
+        }
+    }
 }

@@ -21,6 +21,23 @@ pub struct Report {
     pub state: NodeState,
     /// The order that this agent already acts on; the server holds its answer while it is the same.
     pub seen: Option<Box<crate::Order>>,
+    /// What [`crate::Order::Hold`] gave to keep, until the rollout is forgotten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memo: Option<String>,
+    /// Managers on which this agent reaches no coordinator now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreached: Vec<Unreached>,
+}
+
+/// A manager whose coordinator an agent does not reach; most managers run none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unreached {
+    /// The manager.
+    pub manager: NodeId,
+    /// Where it was asked: address and port.
+    pub at: String,
+    /// Why there was no answer.
+    pub why: String,
 }
 
 /// Which of the agent's lives speaks for a node.

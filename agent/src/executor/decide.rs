@@ -119,10 +119,10 @@ pub(crate) fn lease_is_over(work: &Work, boot_id: &str, now: BootTime) -> bool {
 fn decided(view: View<'_>, heard: &Heard, now: BootTime) -> Result<Decision, Refusal> {
     let work = view.journal.work.as_ref();
     match &heard.order {
-        Order::Wait { .. } => Ok(plain(Act::Nothing)),
+        Order::Wait { .. } | Order::Standby { .. } => Ok(plain(Act::Nothing)),
         Order::Stage { rollout, .. } => stage(view, rollout),
         Order::Forget { rollout } => forget(view, rollout),
-        Order::Hold { lease } => hold(view, heard.sent, lease, now),
+        Order::Hold { lease, .. } => hold(view, heard.sent, lease, now),
         Order::Link { lease } => {
             let renewed = renewed(view, lease, heard.sent, now)?;
             let phase = &held(view, lease)?.phase;

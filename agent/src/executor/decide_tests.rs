@@ -112,7 +112,7 @@ fn committed() -> Vec<Phase> {
 fn a_lease_counts_from_its_request() {
     let mut case = Case::at(Phase::Leased);
     case.journal.work = None;
-    let hold = || Order::Hold { lease: lease("l1", 5) };
+    let hold = || Order::Hold { lease: lease("l1", 5), memo: String::new() };
     assert_eq!(case.act(hold()), Act::Begin { lease: lease("l1", 5), ends: BootTime(110_000) });
     // It took longer than its time to live to arrive.
     case.now = 110_000;
@@ -121,7 +121,7 @@ fn a_lease_counts_from_its_request() {
 
 #[test]
 fn every_order_with_the_lease_renews_it_and_none_revives_it() {
-    for order in [Order::Hold { lease: lease("l1", 5) }, Order::Link { lease: lease("l1", 5) }] {
+    for order in [Order::Hold { lease: lease("l1", 5), memo: String::new() }, Order::Link { lease: lease("l1", 5) }] {
         let mut case = Case::at(Phase::Linked);
         let decision = case.decide(order.clone());
         assert_eq!(decision, Decision { renewed: Some(BootTime(110_000)), act: Act::Nothing });
@@ -154,12 +154,12 @@ fn a_lower_epoch_is_refused_in_every_order() {
         let case = Case::at(phase);
         let old = || lease("l1", 4);
         for order in [
-            Order::Hold { lease: old() },
+            Order::Hold { lease: old(), memo: String::new() },
             Order::Link { lease: old() },
             Order::Settle { lease: old() },
             Order::SwitchBack { lease: old(), reason: String::new() },
             Order::Withdraw { lease: old() },
-            Order::Hold { lease: lease("l2", 4) },
+            Order::Hold { lease: lease("l2", 4), memo: String::new() },
         ] {
             assert_eq!(case.act(order), Act::Refuse(Refusal::StaleEpoch { epoch: 4, seen: 5 }));
         }
@@ -245,7 +245,7 @@ fn links_come_back_before_the_executor_ends() {
 
 #[test]
 fn a_new_lease_replaces_one_that_did_nothing_and_no_other() {
-    let hold = || Order::Hold { lease: lease("l2", 6) };
+    let hold = || Order::Hold { lease: lease("l2", 6), memo: String::new() };
     let begin = Act::Begin { lease: lease("l2", 6), ends: BootTime(110_000) };
     assert_eq!(Case::at(Phase::Leased).act(hold()), begin);
     assert_eq!(Case::at(Phase::Linked).act(hold()), Act::Unlink);
@@ -259,7 +259,7 @@ fn what_is_for_another_node_or_rollout_is_refused() {
     let mut case = Case::at(Phase::Leased);
     case.journal.work = None;
     let stranger = Lease { node: "m".into(), ..lease("l1", 5) };
-    assert_eq!(case.act(Order::Hold { lease: stranger }), Act::Refuse(Refusal::OtherNode("m".into())));
+    assert_eq!(case.act(Order::Hold { lease: stranger, memo: String::new() }), Act::Refuse(Refusal::OtherNode("m".into())));
     let other = Lease { rollout: "r2".into(), ..lease("l1", 5) };
-    assert_eq!(case.act(Order::Hold { lease: other }), Act::Refuse(Refusal::OtherRollout("r2".into())));
+    assert_eq!(case.act(Order::Hold { lease: other, memo: String::new() }), Act::Refuse(Refusal::OtherRollout("r2".into())));
 }

@@ -26,6 +26,7 @@ use crate::host::HostRoot;
 use crate::host::layout::{self, Layout};
 use crate::journal::{JOURNAL_PATH, Journal, JournalError, Phase};
 use crate::lock::{self, Held};
+use crate::memo;
 use crate::reporter::{Backoff, Chance, Heard, Say, converse};
 use crate::sets::Store;
 use crate::staged::{self, Staged};
@@ -90,6 +91,7 @@ struct Executor<'a> {
     work: Option<Running>,
     waiting: watch::Receiver<Option<String>>,
     seen: Option<Box<Order>>,
+    memo: Option<String>,
     say: watch::Sender<Option<Say>>,
     /// Something is to be said even if it is not new.
     due: bool,
@@ -140,6 +142,7 @@ impl<'a> Executor<'a> {
             work: None,
             waiting,
             seen: None,
+            memo: memo::load(root),
             say: watch::Sender::new(None),
             due: true,
             quiet: false,
@@ -254,6 +257,8 @@ impl<'a> Executor<'a> {
             engine: self.observed.engine.clone(),
             state: self.state(),
             seen: self.seen.clone(),
+            memo: self.memo.clone(),
+            unreached: Vec::new(),
         };
         let new = Some(Say { swarm: self.observed.swarm.clone(), report });
         let due = std::mem::take(&mut self.due);
@@ -310,6 +315,9 @@ impl<'a> Executor<'a> {
         if let (Some(ends), Some(work)) = (decision.renewed, &mut self.journal.work) {
             work.lease_ends_ms = ends.0;
         }
+        if !matches!(decision.act, Act::Refuse(_)) {
+            self.heed(&heard.order);
+        }
         self.seen = Some(Box::new(heard.order));
         match decision.act {
             Act::Nothing => self.keep_renewal(decision.renewed),
@@ -326,6 +334,25 @@ impl<'a> Executor<'a> {
             }
         }
         false
+    }
+
+    /// Keeps what an order says beside what is to be done: a coordinator's epoch, before anything is done in its name, and
+    /// its memo.
+    fn heed(&mut self, order: &Order) {
+        if let Some(lease) = order.lease()
+            && lease.epoch > self.journal.max_epoch
+        {
+            self.journal.max_epoch = lease.epoch;
+            self.store("epoch");
+        }
+        if let Order::Hold { memo, .. } = order
+            && self.memo.as_ref() != Some(memo)
+        {
+            match memo::store(&self.options.root, memo) {
+                Ok(()) => self.memo = Some(memo.clone()),
+                Err(error) => tracing::warn!("the coordinator's memo can't be kept: {error}"),
+            }
+        }
     }
 
     /// The order was not acted on: it may come again, but not at once.

@@ -54,13 +54,14 @@ impl From<DownloadError> for Problem {
 enum Broken {
     Client(ClientError),
     Stream(reqwest::Error),
+    Short,
     Fatal(DownloadError),
 }
 
 /// Fetches a bundle to its place and gives its path. Goes on for as long as the network fails.
 pub(crate) async fn fetch(
     root: &HostRoot,
-    client: &mut Client,
+    client: &Client,
     backoff: &mut Backoff,
     swarm: &SwarmFacts,
     bundle: &BundleRef,
@@ -82,13 +83,14 @@ pub(crate) async fn fetch(
             Err(Broken::Fatal(error)) => return Err(error),
             Err(Broken::Client(error)) => tracing::info!(step = "download", "{}", chain(&error)),
             Err(Broken::Stream(error)) => tracing::info!(step = "download", "{}", chain(&error)),
+            Err(Broken::Short) => tracing::info!(step = "download", "the bundle ended early"),
         }
         tokio::time::sleep(backoff.pause()).await;
     }
 }
 
 async fn attempt(
-    client: &mut Client,
+    client: &Client,
     swarm: &SwarmFacts,
     bundle: &BundleRef,
     path: &Path,
@@ -133,7 +135,7 @@ async fn attempt(
     if found != bundle.digest.to_string() {
         if done < bundle.size {
             // Ended early without an error: the next attempt goes on from here.
-            return Err(Broken::Client(ClientError::Unreached(Vec::new())));
+            return Err(Broken::Short);
         }
         tokio::fs::remove_file(&part).await.map_err(fatal)?;
         return Err(Broken::Fatal(DownloadError::Digest { found, wanted: bundle.digest.to_string() }));

@@ -23,6 +23,7 @@ use crate::host::layout::{self, Layout};
 use crate::journal::Journal;
 use crate::launch::launch;
 use crate::lock;
+use crate::memo;
 use crate::memory;
 use crate::reporter::{Backoff, Chance, Heard, Say, converse};
 use crate::staged::{self, Staged, Wanted};
@@ -32,7 +33,7 @@ use orders::Act;
 /// How long the engine's API may take: a manager's can take 20 s.
 const API_LIMIT: Duration = Duration::from_secs(30);
 /// The longest pause between two attempts at anything.
-const MAX_PAUSE: Duration = Duration::from_secs(15);
+const MAX_PAUSE: Duration = Duration::from_secs(10);
 /// How old the engine's word on itself may be: each time it starts two programs to ask them for their versions.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How often progress is told.
@@ -190,6 +191,8 @@ impl<'a> Task<'a> {
             engine: self.engine.clone(),
             state: self.state.clone(),
             seen: self.seen.clone(),
+            memo: memo::load(&self.options.root),
+            unreached: Vec::new(),
         };
         self.say.send_replace(Some(Say { swarm: self.swarm.clone(), report }));
         if self.job.is_none() {

@@ -22,7 +22,7 @@ pub(crate) enum Act {
 /// What the task does on `order`. `wanted` is what is being staged or was staged last.
 pub(crate) fn act(order: &Order, node: &NodeId, state: &NodeState, wanted: Option<&Wanted>) -> Act {
     match order {
-        Order::Wait { .. } | Order::Withdraw { .. } => Act::Nothing,
+        Order::Wait { .. } | Order::Standby { .. } | Order::Withdraw { .. } => Act::Nothing,
         Order::Stage { rollout, target, allow_downgrade, start_timeout_secs } => {
             let asked = Wanted {
                 rollout: rollout.clone(),
@@ -32,7 +32,7 @@ pub(crate) fn act(order: &Order, node: &NodeId, state: &NodeState, wanted: Optio
             };
             if *state != NodeState::Idle && wanted == Some(&asked) { Act::Nothing } else { Act::Stage(asked) }
         }
-        Order::Hold { lease } => hand_over(lease, node, state),
+        Order::Hold { lease, .. } => hand_over(lease, node, state),
         // The executor that these are for has died or was never started: a new one reads the journal.
         Order::Link { lease } | Order::Settle { lease } | Order::SwitchBack { lease, .. } => {
             hand_over(lease, node, state)
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_lease_needs_its_rollout_staged_and_its_own_node() {
-        let hold = |rollout, node| Order::Hold { lease: lease(rollout, node) };
+        let hold = |rollout, node| Order::Hold { lease: lease(rollout, node), memo: String::new() };
         let act = |order: Order, state: NodeState| act(&order, &"n".into(), &state, None);
         assert_eq!(act(hold("r1", "n"), staged("r1")), Act::HandOver(lease("r1", "n")));
         for (order, state) in

@@ -80,7 +80,7 @@ async fn prepare(order: &mut Order, engine: Engine) -> Result<Outcome, Vec<Probl
             };
             tell(0);
             let path =
-                download::fetch(&order.root, &mut order.client, &mut order.backoff, &order.swarm, &bundle, &tell)
+                download::fetch(&order.root, &order.client, &mut order.backoff, &order.swarm, &bundle, &tell)
                     .await
                     .map_err(|error| vec![error.into()])?;
             let (store, base, progress) = (store.clone(), old.clone(), order.progress.clone());

@@ -112,6 +112,8 @@ pub(crate) enum Verb {
     Resume,
     /// End the rollout: nodes in work finish, drained ones get their availability back
     Abort,
+    /// Drive the open rollout from this manager on, whichever coordinator drove it before
+    TakeOver,
     /// Put the previous engines back, in the same order
     Rollback(Rollback),
     /// Copy this program to DIR/requeen
@@ -141,6 +143,12 @@ pub(crate) struct Serve {
     /// The engine's `swarm` folder, where this node's certificate is
     #[arg(long, value_name = "DIR", default_value = "/var/lib/docker/swarm")]
     pub(crate) swarm_dir: PathBuf,
+    /// How long another coordinator that drives a rollout may be silent before this one takes it over
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = duration::parse)]
+    pub(crate) take_over_after: Duration,
+    /// Take over an open rollout at once, once
+    #[arg(long)]
+    pub(crate) take_over: bool,
 }
 
 #[derive(Debug, Args)]

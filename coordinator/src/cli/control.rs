@@ -1,4 +1,4 @@
-//! `pause`, `resume` and `abort`: one word to the server each, answered by where everything stands.
+//! `pause`, `resume`, `abort` and `take-over`: one word to the server each, answered by where everything stands.
 
 use super::error::CliError;
 use super::{Context, Exit, status};
@@ -17,6 +17,15 @@ pub(crate) async fn abort(context: &Context) -> Result<Exit, CliError> {
         context,
         "/abort",
         "aborting: nodes in work finish, drained ones get their availability back; `requeen status --watch` follows it",
+    )
+    .await
+}
+
+pub(crate) async fn take_over(context: &Context) -> Result<Exit, CliError> {
+    say(
+        context,
+        "/take-over",
+        "this manager drives the rollout now; the coordinator that drove it, if it lives, stands by",
     )
     .await
 }

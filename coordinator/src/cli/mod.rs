@@ -109,6 +109,7 @@ fn dispatch(context: &Context, verb: Verb) -> Result<Exit, CliError> {
         Verb::Pause => block_on(control::pause(context)),
         Verb::Resume => block_on(control::resume(context)),
         Verb::Abort => block_on(control::abort(context)),
+        Verb::TakeOver => block_on(control::take_over(context)),
         Verb::Rollback(args) => block_on(rollback::run(context, args)),
         Verb::Install(args) => install::run(context, &args),
         Verb::Probe(args) => block_on(probe::run(context, args)),

@@ -27,6 +27,8 @@ pub(crate) async fn run(args: args::Serve) -> Result<Exit, CliError> {
         data_dir: args.data_dir,
         docker_socket: args.docker_socket,
         swarm_dir: args.swarm_dir,
+        take_over_after: args.take_over_after,
+        take_over: args.take_over,
     };
     let stop = told_to_stop().map_err(|source| CliError::Runtime { source })?;
     let shutdown = CancellationToken::new();

@@ -230,6 +230,7 @@ pub(crate) mod tests {
                 started_at: "2026-11-21T12:00:00Z".into(),
                 elapsed_ms: 12_345,
             }),
+            without_record: Vec::new(),
             nodes,
         }
     }

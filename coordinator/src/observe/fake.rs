@@ -39,12 +39,12 @@ type Shared = Arc<Mutex<World>>;
 pub(crate) struct Fake {
     pub(crate) dir: tempfile::TempDir,
     shared: Shared,
-    server: tokio::task::JoinHandle<()>,
+    servers: Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
 
 impl Drop for Fake {
     fn drop(&mut self) {
-        self.server.abort();
+        self.servers.lock().unwrap().iter().for_each(tokio::task::JoinHandle::abort);
     }
 }
 
@@ -58,29 +58,18 @@ impl Fake {
         for name in workers {
             world.nodes.insert((*name).to_owned(), node(name, "worker", None));
         }
-        let me = (*managers.first().unwrap()).to_owned();
         let dir = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(dir.path().join("docker.sock")).unwrap();
         let shared: Shared = Arc::new(Mutex::new(world));
-        let info = json!({"Swarm": {"NodeID": me, "LocalNodeState": "active", "ControlAvailable": true}});
-        let api = Router::new()
-            .route("/info", get(async || Json(info)))
-            .route("/nodes", get(nodes))
-            .route("/tasks", get(empty))
-            .route("/services", get(empty))
-            .route("/nodes/{id}", get(inspect_node))
-            .route("/nodes/{id}/update", post(update_node))
-            .route("/configs", get(configs))
-            .route("/configs/create", post(create_config))
-            .route("/configs/{id}", axum::routing::delete(delete_config))
-            .route("/configs/{id}/update", post(update_config))
-            .with_state(Arc::clone(&shared));
-        let app = Router::new()
-            .route("/version", get(async || Json(json!({"ApiVersion": "1.41"}))))
-            .nest("/v1.41", api.clone())
-            .merge(api);
-        let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { dir, shared, server }
+        let me = managers.first().unwrap();
+        let servers = Mutex::new(vec![serve(&dir.path().join("docker.sock"), &shared, me)]);
+        Self { dir, shared, servers }
+    }
+
+    /// The engine of another manager of the same swarm.
+    pub(crate) fn engine_of(&self, me: &str) -> Engine {
+        let socket = self.dir.path().join(format!("{me}.sock"));
+        self.servers.lock().unwrap().push(serve(&socket, &self.shared, me));
+        Engine::new(socket)
     }
 
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
@@ -98,6 +87,29 @@ impl Fake {
     pub(crate) fn availability(&self, node: &str) -> String {
         self.world().nodes[node]["Spec"]["Availability"].as_str().unwrap().to_owned()
     }
+}
+
+/// Answers on `socket` as the engine of `me`.
+fn serve(socket: &std::path::Path, shared: &Shared, me: &str) -> tokio::task::JoinHandle<()> {
+    let listener = UnixListener::bind(socket).unwrap();
+    let info = json!({"Swarm": {"NodeID": me, "LocalNodeState": "active", "ControlAvailable": true}});
+    let api = Router::new()
+        .route("/info", get(async || Json(info)))
+        .route("/nodes", get(nodes))
+        .route("/tasks", get(empty))
+        .route("/services", get(empty))
+        .route("/nodes/{id}", get(inspect_node))
+        .route("/nodes/{id}/update", post(update_node))
+        .route("/configs", get(configs))
+        .route("/configs/create", post(create_config))
+        .route("/configs/{id}", axum::routing::delete(delete_config))
+        .route("/configs/{id}/update", post(update_config))
+        .with_state(Arc::clone(shared));
+    let app = Router::new()
+        .route("/version", get(async || Json(json!({"ApiVersion": "1.41"}))))
+        .nest("/v1.41", api.clone())
+        .merge(api);
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() })
 }
 
 fn node(name: &str, role: &str, leader: Option<bool>) -> Value {

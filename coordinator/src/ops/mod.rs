@@ -9,22 +9,22 @@ mod prepare;
 mod tests;
 pub(crate) mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use requeen_protocol::{BundleRef, Digest, NodeId};
+use requeen_protocol::{BundleRef, Digest, NodeId, RolloutId};
 use tokio::sync::Notify;
 
 use crate::api::{Failure, GrantArgs, StatusView};
-use crate::hub::Hub;
+use crate::hub::{Driven, Hub};
 use crate::observe::{self, Engine, ObserveError};
 use crate::plan::model::{Observed, Phase, Rollout, Step};
 use crate::plan::reasons::WaitingFor;
-use crate::plan::{self, Move, refuse};
+use crate::plan::{self, Move, owner, rebuild, refuse};
 use crate::probe::{self, ProbeReport};
 use crate::record::{self, is_open};
 use failure::{phase_words, refused};
@@ -32,8 +32,15 @@ use failure::{phase_words, refused};
 /// How old an observation may be to be shown, milliseconds.
 const FRESH_MS: u64 = 1000;
 
+/// How long a rollout's owner may be silent before another coordinator takes the rollout over, unless `serve` is told
+/// otherwise.
+pub const TAKE_OVER_AFTER: Duration = Duration::from_secs(90);
+
 /// How long `status` waits for the engine before it shows what was seen last.
 const STATUS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long `take-over` waits for the driver.
+const TAKE_OVER_WITHIN: Duration = Duration::from_secs(30);
 
 /// How often, and with which pauses, a grant is tried while other nodes move.
 const GRANT_TRIES: u32 = 20;
@@ -74,6 +81,10 @@ pub struct Ops {
     pub(crate) turn: tokio::sync::Mutex<()>,
     /// Wakes the driver when it has nothing to drive.
     pub(crate) wake: Notify,
+    /// How long a rollout's owner may be silent before this coordinator takes the rollout over.
+    pub(crate) take_over_after: Duration,
+    /// Whether it is to take it over at once.
+    take_over: AtomicBool,
     record_read: AtomicBool,
     known: Mutex<Known>,
     bundles: Mutex<BTreeMap<Digest, BundleRef>>,
@@ -88,6 +99,8 @@ struct Known {
     /// The open rollout, or the last one.
     rollout: Option<Rollout>,
     waiting: BTreeMap<NodeId, WaitingFor>,
+    /// Rollouts that nodes hold leases of and of which there is no record.
+    orphans: BTreeSet<RolloutId>,
 }
 
 impl Ops {
@@ -106,6 +119,8 @@ impl Ops {
             preparing: tokio::sync::Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             wake: Notify::new(),
+            take_over_after: TAKE_OVER_AFTER,
+            take_over: AtomicBool::new(false),
             record_read: AtomicBool::new(false),
             known: Mutex::default(),
             bundles: Mutex::default(),
@@ -128,7 +143,7 @@ impl Ops {
             return Err(refused("nothing has been seen of the swarm yet", "try again"));
         };
         let known = self.known();
-        Ok(view::status(&observed, known.rollout.as_ref(), &known.waiting, now))
+        Ok(view::status(&observed, known.rollout.as_ref(), &known.waiting, &known.orphans, now))
     }
 
     /// Looks at swarm and record for [`Self::status`], for a bounded time.
@@ -136,8 +151,13 @@ impl Ops {
         let look = async {
             self.observe().await?;
             let docker = self.engine.client().await?;
-            let last = record::load_last(&docker).await?;
-            self.known().rollout = last.map(|stored| stored.rollout);
+            let last = record::load_last(&docker).await?.map(|stored| stored.rollout);
+            let mut known = self.known();
+            // An open rollout whose record is gone is not over: the driver says what is the matter.
+            let lost = known.rollout.as_ref().filter(|before| is_open(before)).map(|before| &before.request.id);
+            if lost.is_none() || last.as_ref().is_some_and(|last| is_open(last) || lost == Some(&last.request.id)) {
+                known.rollout = last;
+            }
             Ok(())
         };
         match tokio::time::timeout(STATUS_PATIENCE, look).await {
@@ -162,8 +182,11 @@ impl Ops {
         .await
     }
 
-    /// Goes on after a pause or a halt.
+    /// Goes on after a pause or a halt, or after somebody removed the record: then it is made again.
     pub async fn resume(&self) -> Result<StatusView, Failure> {
+        if let Some(again) = self.without_record().await? {
+            return self.record_again(again).await;
+        }
         self.rephase(|phase| match phase {
             Phase::Running | Phase::Paused | Phase::Halted { .. } => Ok(Phase::Running),
             Phase::Aborting | Phase::Ended { .. } => {
@@ -171,6 +194,85 @@ impl Ops {
             }
         })
         .await
+    }
+
+    /// The rollout that is under way and has no record: as this coordinator remembers it, or else as its nodes tell it.
+    async fn without_record(&self) -> Result<Option<Rollout>, Failure> {
+        let observed = self.observe().await?;
+        let docker = self.engine.client().await?;
+        let all = record::load_all(&docker).await?;
+        if all.iter().any(|stored| is_open(&stored.rollout)) {
+            return Ok(None);
+        }
+        let known: BTreeSet<RolloutId> = all.iter().map(|stored| stored.rollout.request.id.clone()).collect();
+        let now = (self.world.now)();
+        let remembered = self.last_open().filter(|before| !known.contains(&before.request.id));
+        let seen = all.iter().map(|stored| stored.rollout.owner.epoch).max().unwrap_or_default();
+        // Higher than any that an executor can have seen: a new rollout's is the time too.
+        let epoch = seen.saturating_add(1).max(u64::try_from(now.as_second()).unwrap_or_default());
+        if let Some(before) = remembered {
+            let epoch = epoch.max(before.owner.epoch.saturating_add(1));
+            let next = owner::with_epoch(&before, &observed.me, epoch, now);
+            return Ok(Some(Rollout { phase: Phase::Running, ..next }));
+        }
+        let orphans = rebuild::orphans(&observed, &known);
+        Ok(orphans.last().and_then(|id| rebuild::rebuild(&observed, id, epoch, now)))
+    }
+
+    async fn record_again(&self, rollout: Rollout) -> Result<StatusView, Failure> {
+        let docker = self.engine.client().await?;
+        let turn = self.turn.lock().await;
+        record::create(&docker, &rollout).await?;
+        tracing::warn!(rollout = %rollout.request.id, epoch = rollout.owner.epoch, "the record was made again");
+        self.hold(&rollout);
+        drop(turn);
+        self.status().await
+    }
+
+    /// Drives the open rollout from here on, whoever drove it before.
+    pub async fn take_over(&self) -> Result<StatusView, Failure> {
+        let observed = self.observe().await?;
+        let docker = self.engine.client().await?;
+        match record::load_last(&docker).await?.filter(|stored| is_open(&stored.rollout)) {
+            None => return Err(refused("no rollout is open", "there is nothing to take over")),
+            Some(stored) if stored.rollout.owner.node == observed.me => {
+                let id = &stored.rollout.request.id;
+                return Err(refused(format!("this coordinator drives rollout {id} already"), "`requeen status` shows it"));
+            }
+            Some(_) => {}
+        }
+        self.tell_to_take_over();
+        let taken = async {
+            loop {
+                tokio::time::sleep(GRANT_PAUSE).await;
+                if !self.is_told_to_take_over() {
+                    return;
+                }
+            }
+        };
+        match tokio::time::timeout(TAKE_OVER_WITHIN, taken).await {
+            Ok(()) => self.status().await,
+            Err(_) => Err(Failure {
+                kind: crate::api::FailureKind::Failed,
+                error: format!("the rollout could not be taken over within {} s", TAKE_OVER_WITHIN.as_secs()),
+                hint: Some("the coordinator keeps trying; `requeen status` shows who drives".to_owned()),
+            }),
+        }
+    }
+
+    /// See [`Self::take_over`]: the driver does it in its next round.
+    pub(crate) fn tell_to_take_over(&self) {
+        self.take_over.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn is_told_to_take_over(&self) -> bool {
+        self.take_over.load(Ordering::Acquire)
+    }
+
+    /// This coordinator drives.
+    pub(crate) fn took_over(&self) {
+        self.take_over.store(false, Ordering::Release);
     }
 
     /// Ends the rollout: nodes in work finish, drained ones get their availability back.
@@ -243,7 +345,9 @@ impl Ops {
     /// Tells hub, driver and `status` what was written.
     fn hold(&self, rollout: &Rollout) {
         self.known().rollout = Some(rollout.clone());
-        self.tell(Some(rollout.clone()));
+        if let Some(observed) = self.last_observed() {
+            self.tell(Some(rollout.clone()), &observed);
+        }
         self.wake.notify_one();
     }
 
@@ -276,8 +380,12 @@ impl Ops {
     }
 
     /// Tells agents what the record says, now that it was read. Only while holding [`Self::turn`].
-    pub(crate) fn tell(&self, open: Option<Rollout>) {
-        self.hub.set_rollout(open);
+    pub(crate) fn tell(&self, open: Option<Rollout>, observed: &Observed) {
+        self.hub.set_rollout(open.map(|rollout| Driven {
+            here: rollout.owner.node == observed.me,
+            owner: view::hostname(observed, &rollout.owner.node),
+            rollout,
+        }));
         if !self.record_read.swap(true, Ordering::AcqRel) {
             self.hub.set_has_leader(true);
         }
@@ -288,6 +396,11 @@ impl Ops {
         let mut known = self.known();
         known.rollout = rollout.cloned();
         known.waiting = waiting;
+    }
+
+    /// Keeps which rollouts nodes hold leases of without a record, for `status`.
+    pub(crate) fn orphaned(&self, orphans: BTreeSet<RolloutId>) {
+        self.known().orphans = orphans;
     }
 
     /// The open rollout as it was seen last.

@@ -15,9 +15,9 @@ use crate::hub::Hub;
 use crate::plan::model::{Entry, Observed, Outcome, Owner, Phase, Policy, Request, Rollout, SCHEMA, Step};
 use crate::plan::orders::Staging;
 use crate::plan::reasons::Refusal;
-use crate::plan::refuse;
+use crate::plan::{rebuild, refuse};
 use crate::record::{self, Stored, is_open};
-use crate::server::store::bundle_path;
+use crate::server::store::{self, bundle_path};
 use crate::server::words::chain;
 
 /// How long agents that were not heard yet are waited for: they look for a coordinator that has just
@@ -165,9 +165,39 @@ impl Ops {
         let observed = self.observe().await?;
         let docker = self.engine.client().await?;
         let earlier = record::load_all(&docker).await?;
-        match earlier.iter().find(|stored| is_open(&stored.rollout)) {
-            Some(stored) => Err(open(&stored.rollout.request.id, &stored.rollout.phase)),
+        if let Some(stored) = earlier.iter().find(|stored| is_open(&stored.rollout)) {
+            return Err(open(&stored.rollout.request.id, &stored.rollout.phase));
+        }
+        let known = earlier.iter().map(|stored| stored.rollout.request.id.clone()).collect();
+        let mut lost = rebuild::orphans(&observed, &known);
+        lost.extend(self.last_open().map(|before| before.request.id).filter(|id| !known.contains(id)));
+        match lost.last() {
+            Some(lost) => Err(refused(
+                format!("rollout {lost} is under way, and its record was removed"),
+                "`requeen resume` makes the record again from what the nodes keep; `requeen abort` then ends it",
+            )),
             None => Ok((observed, earlier)),
+        }
+    }
+
+    /// Makes sure that this coordinator, which drives the rollout, can give its bundle to agents: a coordinator that took
+    /// over fetches it from this host's agent, or from any other.
+    pub(crate) async fn want_bundle(&self, rollout: &Rollout) {
+        let Target::Bundle(bundle) = &rollout.request.target else { return self.hub.set_wanted(None) };
+        let dir = self.data_dir.join("bundles");
+        if bundle_path(&dir, &bundle.digest).exists() {
+            return self.hub.set_wanted(None);
+        }
+        if self.hub.wants(&bundle.digest) {
+            return;
+        }
+        let kept = bundle_path(&self.data_dir.join("agent/bundles"), &bundle.digest);
+        match store::adopt(&dir, &kept, &bundle.digest).await {
+            Ok(()) => tracing::info!(digest = %bundle.digest, "the rollout's bundle is this host's agent's"),
+            Err(error) => {
+                tracing::info!(digest = %bundle.digest, why = chain(&error), "asking agents for the rollout's bundle");
+                self.hub.set_wanted(Some(bundle.digest.clone()));
+            }
         }
     }
 
@@ -226,6 +256,10 @@ impl Ops {
         })
         .await;
 
+        // A coordinator may have come up since an agent tried last; it tries again within seconds.
+        self.until(AGENTS_WITHIN, || refuse::closed_ports(&Observed { agents: self.hub.agents(), ..prepared.observed.clone() }, &prepared.scope).is_empty())
+            .await;
+
         // Staging took its time: what forbids the rollout now counts, not what did before.
         prepared.observed = self.observe().await?;
         prepared.refusals = refuse::swarm(&prepared.observed, &prepared.scope, &prepared.policy);
@@ -237,6 +271,7 @@ impl Ops {
             }
         }
         prepared.refusals.extend(refuse::staged(&prepared.observed, &prepared.scope));
+        prepared.refusals.extend(refuse::closed_ports(&prepared.observed, &prepared.scope));
         Ok(prepared)
     }
 

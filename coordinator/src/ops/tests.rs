@@ -23,6 +23,11 @@ struct Lab {
     broken: Arc<Mutex<Vec<String>>>,
     /// Nodes that have the target's files.
     current: Arc<Mutex<Vec<String>>>,
+    driver: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    /// Hubs of other coordinators that agents talk to.
+    others: Mutex<Vec<Arc<Hub>>>,
+    /// Whether nobody reaches the first coordinator any more.
+    cut: std::sync::atomic::AtomicBool,
 }
 
 impl Drop for Lab {
@@ -54,6 +59,9 @@ impl Lab {
             shutdown: CancellationToken::new(),
             broken: Arc::default(),
             current: Arc::default(),
+            driver: Mutex::default(),
+            others: Mutex::default(),
+            cut: std::sync::atomic::AtomicBool::new(false),
         });
         lab.drive();
         tokio::spawn(agents(Arc::downgrade(&lab), lab.shutdown.clone()));
@@ -62,7 +70,15 @@ impl Lab {
 
     /// Starts a driver, as a restarted server does.
     fn drive(&self) {
-        tokio::spawn(drive::run(Arc::clone(&self.ops), self.shutdown.clone()));
+        let driver = tokio::spawn(drive::run(Arc::clone(&self.ops), self.shutdown.clone()));
+        self.driver.lock().unwrap().replace(driver);
+    }
+
+    /// Ends the first coordinator's driver where it stands.
+    fn shutdown_first(&self) {
+        if let Some(driver) = self.driver.lock().unwrap().take() {
+            driver.abort();
+        }
     }
 
     fn args(&self) -> UpgradeArgs {
@@ -78,6 +94,18 @@ impl Lab {
             start_timeout_secs: 60,
             stage_timeout_secs: 10,
         }
+    }
+
+    /// A coordinator on another manager, which takes over after `patience`.
+    fn second(&self, me: &str, patience: Duration) -> Arc<Ops> {
+        let hub = Arc::new(Hub::default());
+        let mut ops =
+            Ops::new(Arc::clone(&hub), Arc::new(self.fake.engine_of(me)), self.fake.dir.path().join(me));
+        ops.take_over_after = patience;
+        let ops = Arc::new(ops);
+        self.others.lock().unwrap().push(hub);
+        tokio::spawn(drive::run(Arc::clone(&ops), self.shutdown.clone()));
+        ops
     }
 
     async fn until(&self, what: &str, reached: impl Fn(&StatusView) -> bool) -> StatusView {
@@ -114,6 +142,8 @@ async fn agents(lab: std::sync::Weak<Lab>, shutdown: CancellationToken) {
                 engine: None,
                 state: NodeState::Idle,
                 seen: None,
+                memo: None,
+                unreached: Vec::new(),
             });
             report.engine = Some(EngineFacts {
                 version: version.as_str().unwrap().to_owned(),
@@ -121,8 +151,23 @@ async fn agents(lab: std::sync::Weak<Lab>, shutdown: CancellationToken) {
                 started_us: 1,
                 files: BTreeMap::new(),
             });
-            report.state = obey(&lab, &name, hub.order_for(&report), report.state.clone());
-            hub.report(report);
+            // Everybody hears everything; orders come from the one that drives.
+            let mut hubs = lab.others.lock().unwrap().clone();
+            if !lab.cut.load(Ordering::Acquire) {
+                hubs.insert(0, Arc::clone(hub));
+            }
+            for hub in &hubs {
+                let order = hub.order_for(&report);
+                if let Order::Hold { memo, .. } = &order {
+                    report.memo = Some(memo.clone());
+                }
+                if matches!(order, Order::Forget { .. }) {
+                    report.memo = None;
+                }
+                report.state = obey(&lab, &name, order, report.state.clone());
+            }
+            hub.report(report.clone());
+            hubs.iter().for_each(|hub| hub.report(report.clone()));
         }
         drop(lab);
         tokio::select! {
@@ -140,7 +185,7 @@ fn obey(lab: &Lab, name: &str, order: Order, state: NodeState) -> NodeState {
         task_containers: 0,
     };
     match order {
-        Order::Wait { .. } => state,
+        Order::Wait { .. } | Order::Standby { .. } => state,
         Order::Stage { rollout, .. } => NodeState::Staged {
             rollout,
             preflight: Preflight {
@@ -152,7 +197,7 @@ fn obey(lab: &Lab, name: &str, order: Order, state: NodeState) -> NodeState {
                 notes: Vec::new(),
             },
         },
-        Order::Hold { lease } => leased(&lease),
+        Order::Hold { lease, .. } => leased(&lease),
         Order::Link { lease } => {
             assert_eq!(lab.fake.availability(name), "drain", "linked before it was drained");
             NodeState::Linked { rollout: lease.rollout, lease: lease.id, task_containers: 0 }
@@ -350,4 +395,126 @@ async fn agents_that_are_missing_are_named() {
     assert!(failure.error.contains("host-w1"), "{}", failure.error);
     let without = UpgradeArgs { exclude: vec!["w1".to_owned()], ..lab.args() };
     assert!(matches!(lab.ops.start(without, 0).await.unwrap(), Started::Rollout { .. }));
+}
+
+fn epoch(lab: &Lab) -> u64 {
+    let world = lab.fake.world();
+    let config = world.configs.values().next().expect("a record");
+    let owner = config["Spec"]["Labels"]["io.requeen.owner"].as_str().unwrap();
+    serde_json::from_str::<serde_json::Value>(owner).unwrap()["epoch"].as_u64().unwrap()
+}
+
+#[tokio::test]
+async fn a_silent_owner_is_replaced() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1"]).await;
+    let second = lab.second("m2", Duration::from_millis(1500));
+    lab.ops.start(lab.args(), 0).await.unwrap();
+    lab.until("the first drain", |_| !lab.fake.world().availabilities.is_empty()).await;
+    let before = epoch(&lab);
+    // The first one is dead: it drives no more, and agents don't reach it.
+    lab.cut.store(true, Ordering::Release);
+    lab.shutdown_first();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        let status = second.status().await.unwrap();
+        let rollout = status.rollout.expect("a rollout");
+        if ended(&rollout.phase) {
+            assert_eq!(rollout.owner, "host-m2");
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{:?}", rollout.phase);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(epoch(&lab), before + 1);
+    assert_eq!(lab.fake.availability("w1"), "active");
+}
+
+#[tokio::test]
+async fn a_live_owner_is_left_alone_until_somebody_says_so() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1"]).await;
+    let second = lab.second("m2", Duration::from_secs(3600));
+    let failure = second.take_over().await.unwrap_err();
+    assert!(failure.error.contains("no rollout is open"), "{}", failure.error);
+    lab.ops.start(UpgradeArgs { manual: true, ..lab.args() }, 0).await.unwrap();
+    let before = epoch(&lab);
+    let status = second.status().await.unwrap();
+    assert_eq!(status.rollout.unwrap().owner, "host-m1", "a standby names the owner");
+    let report = lab.ops.hub.agents()[&NodeId::from("w1")].report.clone();
+    let standby = || matches!(second.hub.order_for(&report), Order::Standby { .. });
+    lab.until("the second one stands by", |_| standby()).await;
+
+    let status = second.take_over().await.unwrap();
+    assert_eq!(status.rollout.unwrap().owner, "host-m2");
+    assert_eq!(epoch(&lab), before + 1);
+    lab.until("the first one stands by", |_| matches!(lab.ops.hub.order_for(&report), Order::Standby { .. })).await;
+    let failure = second.take_over().await.unwrap_err();
+    assert!(failure.error.contains("already"), "{}", failure.error);
+    // Any of them takes the operator's word.
+    lab.ops.abort().await.unwrap();
+    lab.until_phase(ended).await;
+}
+
+#[tokio::test]
+async fn a_removed_record_halts_and_is_made_again() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1"]).await;
+    lab.ops.start(lab.args(), 0).await.unwrap();
+    lab.until("the first drain", |_| !lab.fake.world().availabilities.is_empty()).await;
+    lab.fake.world().configs.clear();
+    let status = lab.until_phase(|phase| matches!(phase, Phase::Halted { .. })).await;
+    let Phase::Halted { reason } = status.rollout.unwrap().phase else { panic!("halted") };
+    assert!(reason.contains("requeen resume"), "{reason}");
+    let failure = lab.ops.start(lab.args(), 0).await.unwrap_err();
+    assert!(failure.error.contains("removed"), "{}", failure.error);
+    lab.ops.resume().await.unwrap();
+    lab.until_phase(ended).await;
+    assert!(lab.fake.world().nodes.values().all(|node| node["Spec"]["Availability"] == "active"));
+}
+
+#[tokio::test]
+async fn a_coordinator_that_knows_nothing_makes_the_record_again() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1"]).await;
+    lab.ops.start(lab.args(), 0).await.unwrap();
+    lab.until("the first drain", |_| !lab.fake.world().availabilities.is_empty()).await;
+    lab.cut.store(true, Ordering::Release);
+    lab.shutdown_first();
+    lab.fake.world().configs.clear();
+    let second = lab.second("m2", Duration::from_secs(3600));
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while second.status().await.unwrap().without_record.is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "nobody noticed");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    second.resume().await.unwrap();
+    while !second.status().await.unwrap().rollout.is_some_and(|rollout| ended(&rollout.phase)) {
+        assert!(tokio::time::Instant::now() < deadline, "{:#?}", second.status().await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(lab.fake.world().nodes.values().all(|node| node["Spec"]["Availability"] == "active"));
+    let all = lab.fake.world().nodes.values().all(|node| node["Description"]["Engine"]["EngineVersion"] == TO);
+    assert!(all, "every node was upgraded");
+}
+
+#[tokio::test]
+async fn a_closed_port_is_named_with_both_ends() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1"]).await;
+    let mut observed = lab.ops.observe().await.unwrap();
+    lab.until("every agent", |status| status.nodes.iter().all(|node| node.agent.is_some())).await;
+    observed.agents = lab.ops.hub.agents();
+    let miss = |manager: &str| requeen_protocol::Unreached {
+        manager: manager.into(),
+        at: "10.0.0.2:9047".to_owned(),
+        why: "timed out".to_owned(),
+    };
+    let scope = observed.nodes.keys().cloned().collect();
+    for agent in observed.agents.values_mut() {
+        agent.report.unreached = vec![miss("m3")];
+    }
+    assert_eq!(refuse::closed_ports(&observed, &scope), [], "nobody reaches m3: none runs there");
+    observed.agents.get_mut(&NodeId::from("m2")).unwrap().report.unreached.clear();
+    observed.agents.get_mut(&NodeId::from("m3")).unwrap().report.unreached = vec![miss("m1")];
+    let found = refuse::closed_ports(&observed, &scope);
+    let words: Vec<_> = found.iter().map(|refusal| refusal.what.as_str()).collect();
+    assert_eq!(words.len(), 3, "m1 and w1 don't reach m3, m3 does not reach m1: {words:?}");
+    assert!(words.iter().any(|what| what.contains("host-m3") && what.contains("host-m1")), "{words:?}");
+    assert!(found[0].hint.contains("TCP"));
 }

@@ -1,6 +1,6 @@
 //! What the operator sees, from what was observed and recorded. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use requeen_protocol::{NodeId, NodeState, RolloutId, Target};
@@ -22,6 +22,7 @@ pub(super) fn status(
     observed: &Observed,
     rollout: Option<&Rollout>,
     waiting: &BTreeMap<NodeId, WaitingFor>,
+    orphans: &BTreeSet<RolloutId>,
     now: Timestamp,
 ) -> StatusView {
     let everyone = observed.nodes.keys().cloned().collect();
@@ -64,6 +65,7 @@ pub(super) fn status(
         server_node: hostname(observed, &observed.me),
         has_leader: observed.has_leader,
         rollout: rollout.map(|rollout| rollout_view(observed, rollout, now)),
+        without_record: orphans.iter().cloned().collect(),
         nodes,
     }
 }
@@ -93,14 +95,15 @@ fn target_words(target: &Target) -> String {
     }
 }
 
-fn hostname(observed: &Observed, node: &NodeId) -> String {
+/// A node's host name, or its ID where the swarm knows it no longer.
+pub(super) fn hostname(observed: &Observed, node: &NodeId) -> String {
     observed.nodes.get(node).map_or_else(|| node.to_string(), |node| node.hostname.clone())
 }
 
 /// The plan of a rollout that has been staged as `id`, or was refused before.
 pub(super) fn plan(
     observed: &Observed,
-    scope: &std::collections::BTreeSet<NodeId>,
+    scope: &BTreeSet<NodeId>,
     id: &RolloutId,
     to: &str,
     policy: String,

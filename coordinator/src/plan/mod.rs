@@ -7,7 +7,9 @@
 mod gates;
 pub mod model;
 pub mod orders;
+pub mod owner;
 pub mod reasons;
+pub mod rebuild;
 pub mod refuse;
 #[cfg(test)]
 mod simulation;

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use requeen_protocol::{NodeId, NodeState, Order, Report, RolloutId, StopPermit, Target};
 
-use super::model::{PERMIT_SECS, Phase, Rollout, Step, Work};
+use super::model::{Availability, PERMIT_SECS, Phase, Rollout, Step, Work};
+use super::rebuild::Memo;
 
 /// Staging under way before a rollout is recorded: for `plan`, and for `upgrade` until all agents
 /// have answered. A rollout that follows has the same ID, so nothing is staged twice.
@@ -33,26 +34,70 @@ impl Staging {
     }
 }
 
-/// The order for the node that sent `report`. While the managers have no leader a report is taken and
-/// nothing is granted.
-pub fn order_for(rollout: Option<&Rollout>, staging: Option<&Staging>, report: &Report, has_leader: bool) -> Order {
-    let open = rollout.filter(|rollout| !matches!(rollout.phase, Phase::Ended { .. }));
-    if !has_leader {
+/// How long a node may hold what it staged for a rollout that nobody knows, seconds. Its coordinator was killed while it
+/// prepared; another one that prepares is done long before.
+const STRAY_SECS: u64 = 3600;
+
+/// What a coordinator knows when it answers an agent.
+#[derive(Clone, Copy, Debug)]
+pub struct Knows<'a> {
+    /// The open rollout.
+    pub rollout: Option<&'a Rollout>,
+    /// Whether this coordinator drives it.
+    pub drives: bool,
+    /// Host name of the node whose coordinator does.
+    pub owner: Option<&'a str>,
+    /// Rollouts on record that have ended.
+    pub ended: &'a BTreeSet<RolloutId>,
+    /// What this coordinator prepares.
+    pub staging: Option<&'a Staging>,
+    /// What it has prepared since it started.
+    pub prepared: &'a BTreeSet<RolloutId>,
+    /// Whether the managers have a leader, as far as it knows.
+    pub has_leader: bool,
+}
+
+#[cfg(test)]
+impl<'a> Knows<'a> {
+    /// What the owner of `rollout` knows.
+    pub(crate) fn driving(rollout: &'a Rollout, has_leader: bool) -> Self {
+        const NONE: &BTreeSet<RolloutId> = &BTreeSet::new();
+        Self {
+            rollout: Some(rollout),
+            drives: true,
+            owner: None,
+            ended: NONE,
+            staging: None,
+            prepared: NONE,
+            has_leader,
+        }
+    }
+}
+
+/// The order for the node that sent `report`, whose state has lasted for `state_secs`. While the managers have no leader
+/// a report is taken and nothing is granted.
+pub fn order_for(knows: Knows<'_>, report: &Report, state_secs: u64) -> Order {
+    let open = knows.rollout.filter(|rollout| !matches!(rollout.phase, Phase::Ended { .. }));
+    if open.is_some() && !knows.drives {
+        return Order::Standby { owner: knows.owner.map(str::to_owned) };
+    }
+    if !knows.has_leader {
         return wait("the managers have no leader");
     }
+    let forget_or_wait = |why| forget_or_wait(knows, report, state_secs, why);
     if let Some(rollout) = open {
         return match rollout.nodes.get(&report.node) {
             Some(entry) => in_rollout(rollout, &entry.step, report),
-            None => forget_or_wait(report, "this node is not in the rollout's scope"),
+            None => forget_or_wait("this node is not in the rollout's scope"),
         };
     }
-    match staging {
+    match knows.staging {
         Some(staging) if staging.scope.contains(&report.node) => match report.state.rollout() {
             // What an earlier rollout left is put away first.
             Some(other) if *other != staging.id => Order::Forget { rollout: other.clone() },
             Some(_) | None => staging.order(),
         },
-        Some(_) | None => forget_or_wait(report, "no rollout"),
+        Some(_) | None => forget_or_wait("no rollout"),
     }
 }
 
@@ -60,12 +105,28 @@ fn wait(why: &str) -> Order {
     Order::Wait { why: why.to_owned() }
 }
 
-/// A node that still holds something of a rollout that is over puts it away.
-fn forget_or_wait(report: &Report, why: &str) -> Order {
-    match report.state.rollout() {
-        Some(rollout) => Order::Forget { rollout: rollout.clone() },
-        None => wait(why),
+/// A node that still holds something of a rollout that is over puts it away. What nobody here knows may be what another
+/// coordinator prepares, or a rollout whose record was removed: that is left alone.
+fn forget_or_wait(knows: Knows<'_>, report: &Report, state_secs: u64, why: &str) -> Order {
+    let Some(rollout) = report.state.rollout() else { return wait(why) };
+    let stray = report.memo.is_none() && state_secs > STRAY_SECS;
+    if knows.ended.contains(rollout) || knows.prepared.contains(rollout) || stray {
+        Order::Forget { rollout: rollout.clone() }
+    } else {
+        wait(&format!("rollout {rollout} is not on record here"))
     }
+}
+
+/// What the node keeps of the rollout: see [`super::rebuild`].
+fn memo(rollout: &Rollout, report: &Report, before: Availability) -> String {
+    let entry = rollout.nodes.get(&report.node);
+    Memo {
+        request: rollout.request.clone(),
+        hostname: entry.map(|entry| entry.hostname.clone()).unwrap_or_default(),
+        from: entry.map(|entry| entry.from.clone()).unwrap_or_default(),
+        before,
+    }
+    .to_text()
 }
 
 fn in_rollout(rollout: &Rollout, step: &Step, report: &Report) -> Order {
@@ -85,7 +146,7 @@ fn in_rollout(rollout: &Rollout, step: &Step, report: &Report) -> Order {
         Step::Held { .. } | Step::Restoring { .. } | Step::Done { .. } => {
             wait("this node is done; the rollout goes on")
         }
-        Step::Working { lease, work, .. } => {
+        Step::Working { lease, before, work } => {
             let lease = lease.to_wire(&request.id, &report.node);
             match work {
                 Work::Granted | Work::Draining | Work::Emptying => match report.state {
@@ -98,7 +159,7 @@ fn in_rollout(rollout: &Rollout, step: &Step, report: &Report) -> Order {
                     | NodeState::Running { .. }
                     | NodeState::Upgraded { .. }
                     | NodeState::RolledBack { .. }
-                    | NodeState::Stuck { .. } => Order::Hold { lease },
+                    | NodeState::Stuck { .. } => Order::Hold { lease, memo: memo(rollout, report, *before) },
                 },
                 Work::Linking => Order::Link { lease },
                 Work::Permitted { permit, .. } => match report.state {

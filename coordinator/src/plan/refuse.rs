@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use requeen_protocol::{NodeId, NodeState};
 
 use super::gates::quorum_without;
-use super::model::{Availability, ManagerPolicy, NodeView, Observed, Policy, Role};
+use super::model::{AgentView, Availability, ManagerPolicy, NodeView, Observed, Policy, Role};
 use super::reasons::Refusal;
 use crate::api::PolicyChoice;
 
@@ -228,6 +228,39 @@ pub fn staged(observed: &Observed, scope: &BTreeSet<NodeId>) -> Vec<Refusal> {
                 what: format!("node {name} has not staged the target in time"),
                 hint: format!("give it more time with `--stage-timeout`, or leave it out with `--exclude {name}`"),
             }),
+        }
+    }
+    refusals
+}
+
+/// Coordinators that some nodes of `scope` don't reach and others do: a firewall is in between. Where no agent reaches a
+/// manager no coordinator runs, which is as it should be on most.
+pub fn closed_ports(observed: &Observed, scope: &BTreeSet<NodeId>) -> Vec<Refusal> {
+    let speaks = |agent: &&AgentView| agent.silent_secs <= super::SILENT_SECS;
+    let agents: Vec<(&NodeId, &AgentView)> = observed.agents.iter().filter(|(_, agent)| speaks(agent)).collect();
+    let mut refusals = Vec::new();
+    for manager in observed.nodes.values().filter(|node| node.role == Role::Manager) {
+        let missed = |agent: &AgentView| {
+            let report = &agent.report;
+            report.unreached.iter().find(|missed| missed.manager == manager.id).cloned()
+        };
+        let runs = manager.id == observed.me || agents.iter().any(|(_, agent)| missed(agent).is_none());
+        if !runs {
+            continue;
+        }
+        for (id, agent) in agents.iter().filter(|(id, _)| scope.contains(*id)) {
+            let (Some(node), Some(missed)) = (observed.nodes.get(*id), missed(agent)) else { continue };
+            refusals.push(Refusal {
+                node: Some(node.hostname.clone()),
+                what: format!(
+                    "node {} ({}) does not reach the coordinator on {} ({}): {}",
+                    node.hostname, node.addr, manager.hostname, missed.at, missed.why
+                ),
+                hint: format!(
+                    "open TCP {} from every node to every manager that runs a coordinator, or stop the one on {}",
+                    missed.at, manager.hostname
+                ),
+            });
         }
     }
     refusals

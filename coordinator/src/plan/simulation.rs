@@ -17,7 +17,7 @@ use super::model::{
     AgentView, Availability, Entry, ManagerPolicy, NodeView, Observed, Outcome, Owner, Phase, Policy, Request, Role,
     Rollout, SCHEMA, Step, TaskView,
 };
-use super::{Move, orders, plan};
+use super::{Move, orders, owner, plan, rebuild};
 
 pub(super) fn node(name: &str, role: Role) -> NodeView {
     NodeView {
@@ -49,6 +49,8 @@ pub(super) fn agent(view: &NodeView, state: NodeState) -> AgentView {
             }),
             state,
             seen: None,
+            memo: None,
+            unreached: Vec::new(),
         },
         silent_secs: 0,
         state_secs: 0,
@@ -129,6 +131,8 @@ struct Host {
     upgraded: bool,
     engine_up: bool,
     used_permits: BTreeSet<String>,
+    max_epoch: u64,
+    memo: Option<String>,
 }
 
 struct World {
@@ -165,6 +169,8 @@ impl World {
             upgraded: false,
             engine_up: true,
             used_permits: BTreeSet::new(),
+            max_epoch: 0,
+            memo: None,
         };
         Self {
             hosts: nodes.iter().map(|view| (view.id.clone(), host(view))).collect(),
@@ -186,15 +192,37 @@ impl World {
     fn event(&mut self, kind: u8, at: u8) {
         let ids: Vec<_> = self.hosts.keys().cloned().collect();
         let id = &ids[at as usize % ids.len()];
-        match kind % 6 {
+        match kind % 8 {
             0 => self.coordinate(),
             1 => self.call_home(id),
             2 => self.act(id),
             3 => self.swarm_hears(id),
             4 => self.tasks_leave(id, at),
-            _ => self.tasks_start(),
+            5 => self.tasks_start(),
+            6 => self.take_over(id),
+            _ => self.lose_record(),
         }
         self.check();
+    }
+
+    /// Another coordinator drives from here on; what the one before has said is still under way.
+    fn take_over(&mut self, id: &NodeId) {
+        if self.observed.nodes[id].role == Role::Manager {
+            self.rollout = owner::taken_over(&self.rollout, id, Timestamp::UNIX_EPOCH);
+            self.observed.me = id.clone();
+        }
+    }
+
+    /// Somebody removes the record, and the operator has it made again.
+    fn lose_record(&mut self) {
+        let staged = self.observed.agents.values().all(|agent| agent.report.state.rollout().is_some());
+        if self.rollout.phase == Phase::Running && staged {
+            let (id, epoch) = (self.rollout.request.id.clone(), self.rollout.owner.epoch + 1);
+            if let Some(again) = rebuild::rebuild(&self.observed, &id, epoch, Timestamp::UNIX_EPOCH) {
+                assert_eq!(again.nodes.len(), self.rollout.nodes.len(), "a node was lost with the record");
+                self.rollout = again;
+            }
+        }
     }
 
     fn coordinate(&mut self) {
@@ -224,6 +252,7 @@ impl World {
         let host = self.hosts.get_mut(id).expect("a host");
         let view = self.observed.agents.get_mut(id).expect("an agent");
         view.report.state = host.state.clone();
+        view.report.memo = host.memo.clone();
         view.report.speaker = match host.state {
             NodeState::Idle | NodeState::Staging { .. } | NodeState::Staged { .. } | NodeState::Refused { .. } => {
                 Speaker::Task
@@ -238,7 +267,7 @@ impl World {
         };
         view.report.engine.as_mut().expect("facts").version =
             if host.upgraded { "26.1.5".to_owned() } else { "20.10.24".to_owned() };
-        host.order = Some(orders::order_for(Some(&self.rollout), None, &view.report, true));
+        host.order = Some(orders::order_for(orders::Knows::driving(&self.rollout, true), &view.report, 0));
     }
 
     fn tasks_on(&self, id: &NodeId) -> u32 {
@@ -279,10 +308,17 @@ impl World {
             return;
         }
         let Some(order) = host.order.take() else { return };
+        if let Some(lease) = order.lease() {
+            if lease.epoch < host.max_epoch {
+                return;
+            }
+            host.max_epoch = lease.epoch;
+        }
         match order {
-            Order::Wait { .. } | Order::Forget { .. } => {}
+            Order::Wait { .. } | Order::Standby { .. } | Order::Forget { .. } => {}
             Order::Stage { rollout, .. } => host.state = staged(&rollout),
-            Order::Hold { lease } => {
+            Order::Hold { lease, memo } => {
+                host.memo = Some(memo);
                 if matches!(host.state, NodeState::Staged { .. } | NodeState::Leased { .. }) {
                     host.state = NodeState::Leased { rollout, lease: lease.id, task_containers: tasks };
                 }

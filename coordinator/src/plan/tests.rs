@@ -98,7 +98,7 @@ fn without_a_leader_nothing_moves() {
     assert!(plan.moves.is_empty());
     assert_eq!(plan.waiting[&nodes[0].id], WaitingFor::Leader);
     let report = &observed.agents[&nodes[0].id].report;
-    assert!(matches!(orders::order_for(Some(&rollout), None, report, false), Order::Wait { .. }));
+    assert!(matches!(orders::order_for(orders::Knows::driving(&rollout, false), report, 0), Order::Wait { .. }));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Extension, Path, Request, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use requeen_protocol::{
     BUNDLE_PATH, Digest, ErrorBody, LONG_POLL_SECS, Order, PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report,
+    WANTED_HEADER,
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -27,9 +28,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::download;
 use super::refusals::Refusals;
-use super::store::bundle_path;
+use super::store::{self, bundle_path};
+use super::words::chain;
+use super::download;
 use crate::hub::Hub;
 use crate::identity::gate::{Admitted, Gate, Refused};
 use crate::identity::peer::{PeerName, PeerNameError};
@@ -164,7 +166,7 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream) -> Result<(TlsStrea
 fn router<S: Swarm>(agents: Arc<Agents<S>>) -> Router {
     Router::new()
         .route(REPORT_PATH, post(report::<S>))
-        .route(&format!("{BUNDLE_PATH}{{hex}}"), get(bundle::<S>))
+        .route(&format!("{BUNDLE_PATH}{{hex}}"), get(bundle::<S>).put(take_bundle::<S>))
         .fallback(async || Answer::new(StatusCode::NOT_FOUND, "there is nothing at this address"))
         .layer(middleware::from_fn_with_state(Arc::clone(&agents), admit::<S>))
         .with_state(agents)
@@ -234,7 +236,7 @@ async fn report<S: Swarm>(
     State(agents): State<Arc<Agents<S>>>,
     Extension(peer): Extension<Peer>,
     body: Body,
-) -> Result<Json<Order>, Answer> {
+) -> Result<(HeaderMap, Json<Order>), Answer> {
     let body = timeout(READ_TIMEOUT, axum::body::to_bytes(body, MAX_REPORT))
         .await
         .map_err(|_| Answer::new(StatusCode::REQUEST_TIMEOUT, "the report took too long to arrive"))?
@@ -249,7 +251,9 @@ async fn report<S: Swarm>(
         agents.refusals.log(peer.address, &error);
         return Err(Answer::new(StatusCode::FORBIDDEN, error));
     }
-    Ok(Json(order(&agents, report).await))
+    let asked = agents.hub.wanted_of(&report).and_then(|digest| HeaderValue::from_str(digest.hex()).ok());
+    let headers = asked.into_iter().map(|digest| (HeaderName::from_static(WANTED_HEADER), digest)).collect();
+    Ok((headers, Json(order(&agents, report).await)))
 }
 
 /// The order for the node, as soon as it is another one than the one it acts on already.
@@ -297,4 +301,27 @@ async fn bundle<S: Swarm>(
             Answer::new(StatusCode::INTERNAL_SERVER_ERROR, format!("can't read bundle {digest}: {error}"))
         }
     })
+}
+
+/// An agent brings the bundle that this coordinator lacks. Nothing else is taken.
+async fn take_bundle<S: Swarm>(
+    State(agents): State<Arc<Agents<S>>>,
+    Extension(peer): Extension<Peer>,
+    Path(hex): Path<String>,
+    body: Body,
+) -> Result<StatusCode, Answer> {
+    let digest = Digest::from_hex(&hex).map_err(|error| Answer::new(StatusCode::NOT_FOUND, error.to_string()))?;
+    if !agents.hub.wants(&digest) {
+        let error = format!("node {} sent bundle {digest}, which was not asked for", peer.name.node);
+        agents.refusals.log(peer.address, &error);
+        return Err(Answer::new(StatusCode::CONFLICT, error));
+    }
+    store::store(&agents.bundles, body.into_data_stream(), None, Some(&digest)).await.map_err(|error| {
+        let why = chain(&error);
+        tracing::warn!(node = %peer.name.node, error = why, "the bundle that an agent sent was not taken");
+        Answer::new(StatusCode::BAD_REQUEST, why)
+    })?;
+    agents.hub.set_wanted(None);
+    tracing::info!(node = %peer.name.node, %digest, "got the rollout's bundle from an agent");
+    Ok(StatusCode::NO_CONTENT)
 }

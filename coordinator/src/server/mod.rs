@@ -54,6 +54,10 @@ pub struct ServeArgs {
     pub swarm_dir: PathBuf,
     /// Address to listen on instead of the one by which the swarm knows this node.
     pub bind: Option<IpAddr>,
+    /// How long the owner of a rollout may be silent before this coordinator takes the rollout over.
+    pub take_over_after: Duration,
+    /// Whether it takes over an open rollout at once.
+    pub take_over: bool,
 }
 
 /// The server can't run.
@@ -202,7 +206,12 @@ pub async fn serve(args: ServeArgs, shutdown: CancellationToken) -> Result<(), S
     })?;
 
     let hub = Arc::new(Hub::new(Arc::clone(&clock)));
-    let ops = Arc::new(Ops::new(Arc::clone(&hub), Arc::clone(&engine), args.data_dir.clone()));
+    let mut ops = Ops::new(Arc::clone(&hub), Arc::clone(&engine), args.data_dir.clone());
+    ops.take_over_after = args.take_over_after;
+    if args.take_over {
+        ops.tell_to_take_over();
+    }
+    let ops = Arc::new(ops);
     let gate = Gate::new(Managers(Arc::clone(&engine)), files, clock);
     let agents = Arc::new(agents::Agents::new(gate, Arc::clone(&hub), bundles.clone()));
     let deployer = Deployer::new(engine, hub, args.port, VERSION, PathBuf::from("/proc/self"));

@@ -104,6 +104,7 @@ fn router(operator: Arc<Operator>) -> Router {
         .route("/pause", post(pause))
         .route("/resume", post(resume))
         .route("/abort", post(abort))
+        .route("/take-over", post(take_over))
         .route("/deploy", post(deploy))
         .route("/probe", get(probe))
         .fallback(async || {
@@ -184,7 +185,7 @@ async fn put_bundle(State(app): App, request: Request) -> Answered<StoredBundle>
     let length = request.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
     let stream = request.into_body().into_data_stream();
-    answered(store::store(&app.bundles, stream, length).await.map_err(|error| error.failure()))
+    answered(store::store(&app.bundles, stream, length, None).await.map_err(|error| error.failure()))
 }
 
 async fn plan(State(app): App, body: Body) -> Answered<PlanView> {
@@ -221,6 +222,10 @@ async fn resume(State(app): App) -> Answered<StatusView> {
 
 async fn abort(State(app): App) -> Answered<StatusView> {
     answered(app.ops.abort().await)
+}
+
+async fn take_over(State(app): App) -> Answered<StatusView> {
+    answered(app.ops.take_over().await)
 }
 
 async fn deploy(State(app): App, body: Body) -> Answered<Deployed> {

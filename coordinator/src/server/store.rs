@@ -11,6 +11,7 @@ use futures_util::{Stream, StreamExt};
 use requeen_protocol::Digest;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
+use tokio_util::io::ReaderStream;
 
 use crate::api::{Failure, FailureKind, StoredBundle};
 use crate::bundle::{self, BundleError};
@@ -50,6 +51,14 @@ pub(crate) enum StoreError {
     /// It is no bundle.
     #[error(transparent)]
     Inspect(BundleError),
+    /// It is another bundle than the one asked for.
+    #[error("the bundle has digest {found}, not {wanted}")]
+    OtherBundle {
+        /// What arrived.
+        found: Digest,
+        /// What was asked for.
+        wanted: Digest,
+    },
     /// The reader died.
     #[error("the bundle could not be inspected")]
     Inspector(#[source] tokio::task::JoinError),
@@ -67,6 +76,7 @@ impl StoreError {
             StoreError::Write { .. }
             | StoreError::Random(_)
             | StoreError::Receive { .. }
+            | StoreError::OtherBundle { .. }
             | StoreError::Inspector(_) => None,
         };
         // Whatever it was: nothing has changed.
@@ -92,11 +102,12 @@ pub(crate) fn prepare(dir: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Receives, verifies and keeps a bundle. On any error nothing is left of it.
+/// Receives, verifies and keeps a bundle: any, or the one `wanted`. On any error nothing is left of it.
 pub(crate) async fn store(
     dir: &Path,
     body: impl Stream<Item = Result<Bytes, axum::Error>> + Unpin,
     length: Option<u64>,
+    wanted: Option<&Digest>,
 ) -> Result<StoredBundle, StoreError> {
     if length.is_some_and(|length| length > MAX_BUNDLE) {
         return Err(StoreError::TooLong);
@@ -110,6 +121,9 @@ pub(crate) async fn store(
         .await
         .map_err(StoreError::Inspector)?
         .map_err(StoreError::Inspect)?;
+    if let Some(wanted) = wanted.filter(|wanted| **wanted != stored.bundle.digest) {
+        return Err(StoreError::OtherBundle { found: stored.bundle.digest, wanted: wanted.clone() });
+    }
     let write = |source| StoreError::Write { dir: dir.to_owned(), source };
     fs::rename(&receiving.0, bundle_path(dir, &stored.bundle.digest)).map_err(write)?;
     File::open(dir).await.map_err(write)?.sync_all().await.map_err(write)?;
@@ -133,6 +147,14 @@ async fn receive(
         file.write_all(&chunk).await.map_err(write)?;
     }
     file.sync_all().await.map_err(write)
+}
+
+/// Puts a bundle that this host's agent keeps into the coordinator's own folder, if it is the right one.
+pub(crate) async fn adopt(dir: &Path, kept: &Path, wanted: &Digest) -> Result<(), StoreError> {
+    let write = |source| StoreError::Write { dir: dir.to_owned(), source };
+    let file = File::open(kept).await.map_err(write)?;
+    let body = ReaderStream::new(file).map(|chunk| chunk.map_err(axum::Error::new));
+    store(dir, std::pin::pin!(body), None, Some(wanted)).await.map(drop)
 }
 
 /// A file that is not a bundle yet, and is gone unless it becomes one.
@@ -163,7 +185,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_bundle_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
-        let error = store(dir.path(), body(&["<html>", "not found"]), None).await.unwrap_err();
+        let error = store(dir.path(), body(&["<html>", "not found"]), None, None).await.unwrap_err();
         let failure = error.failure();
         assert_eq!(failure.kind, FailureKind::Refused);
         assert!(failure.error.contains("not gzip"), "{}", failure.error);
@@ -178,7 +200,7 @@ mod tests {
             Ok(Bytes::from_static(b"\x1f\x8b")),
             Err(axum::Error::new(io::Error::from(io::ErrorKind::UnexpectedEof))),
         ]);
-        let error = store(dir.path(), broken, None).await.unwrap_err();
+        let error = store(dir.path(), broken, None, None).await.unwrap_err();
         assert!(matches!(error, StoreError::Receive { bytes: 2, .. }), "{error}");
         assert_eq!(names(dir.path()), Vec::<String>::new());
     }
@@ -186,7 +208,7 @@ mod tests {
     #[tokio::test]
     async fn a_length_past_the_limit_is_refused_unread() {
         let dir = tempfile::tempdir().unwrap();
-        let error = store(dir.path(), body(&[]), Some(MAX_BUNDLE + 1)).await.unwrap_err();
+        let error = store(dir.path(), body(&[]), Some(MAX_BUNDLE + 1), None).await.unwrap_err();
         assert!(matches!(error, StoreError::TooLong));
     }
 

@@ -207,6 +207,8 @@ fn word(node: &str, seen: Option<Order>) -> Report {
         engine: None,
         state: NodeState::Idle,
         seen: seen.map(Box::new),
+        memo: None,
+        unreached: Vec::new(),
     }
 }
 

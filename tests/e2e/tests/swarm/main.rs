@@ -12,6 +12,7 @@
 mod input;
 mod large;
 mod operator;
+mod second;
 mod small;
 mod strangers;
 mod upgrades;

@@ -136,7 +136,7 @@ pub(crate) fn the_same_bundle_again_is_nothing_to_do(world: &World) -> Result<()
 }
 
 /// Insists on the engine that an earlier scenario should have installed.
-fn installed(large: &Large, target: &Bundle) -> Result<()> {
+pub(crate) fn installed(large: &Large, target: &Bundle) -> Result<()> {
     let version = large.version()?;
     ensure!(
         version == target.version,
@@ -147,7 +147,7 @@ fn installed(large: &Large, target: &Bundle) -> Result<()> {
 }
 
 /// A bundle with one file replaced, in a folder of its own.
-fn changed(target: &Bundle, file: &str, content: &[u8]) -> Result<(TempDir, Bundle)> {
+pub(crate) fn changed(target: &Bundle, file: &str, content: &[u8]) -> Result<(TempDir, Bundle)> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join(format!("changed-{file}.tgz"));
     bundles::replaced(&target.path, file, content, &path)?;
@@ -281,7 +281,7 @@ fn drained(before: &Sample, now: &Sample, letter: char) -> bool {
 }
 
 /// Kills the process itself: the engine takes `docker kill` for a wish that it stay dead.
-fn kill_coordinator(first: &Node) -> Result<()> {
+pub(crate) fn kill_coordinator(first: &Node) -> Result<()> {
     // Its own engine may be the one that is just being replaced; then there is nothing to kill until it is back.
     let waited = wait::until_true("a coordinator to kill", BEGIN_LIMIT, || {
         let killed = first.exec(&["sh", "-c", "kill -9 $(docker inspect --format '{{.State.Pid}}' requeen)"])?;
