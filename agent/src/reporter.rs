@@ -231,14 +231,10 @@ impl Reached {
     fn missing(&self) -> Vec<Unreached> {
         let answers = self.answers();
         let tried = answers.by.iter().filter_map(|(manager, why)| match why {
-            Some(ClientError::Unreached(tried)) => Some(Unreached {
-                manager: manager.clone(),
-                at: tried.addr.to_string(),
-                why: tried.why.clone(),
-            }),
-            Some(
-                ClientError::Identity(_) | ClientError::Tls(_) | ClientError::Build(_) | ClientError::NoBundle(_),
-            )
+            Some(ClientError::Unreached(tried)) => {
+                Some(Unreached { manager: manager.clone(), at: tried.addr.to_string(), why: tried.why.clone() })
+            }
+            Some(ClientError::Identity(_) | ClientError::Tls(_) | ClientError::Build(_) | ClientError::NoBundle(_))
             | None => None,
         });
         tried.collect()

@@ -378,7 +378,9 @@ impl Log {
     /// The rollout's last word is written when it ends; a driver that was away says it too.
     fn ended(&mut self, rollout: &Rollout) {
         let id = &rollout.request.id;
-        if self.driven.take_if(|driven| driven == id).is_some() || self.watched.take_if(|(seen, _)| seen == id).is_some() {
+        if self.driven.take_if(|driven| driven == id).is_some()
+            || self.watched.take_if(|(seen, _)| seen == id).is_some()
+        {
             tracing::info!(rollout = %id, "no rollout is open any more");
         }
     }

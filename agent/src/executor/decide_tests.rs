@@ -259,7 +259,13 @@ fn what_is_for_another_node_or_rollout_is_refused() {
     let mut case = Case::at(Phase::Leased);
     case.journal.work = None;
     let stranger = Lease { node: "m".into(), ..lease("l1", 5) };
-    assert_eq!(case.act(Order::Hold { lease: stranger, memo: String::new() }), Act::Refuse(Refusal::OtherNode("m".into())));
+    assert_eq!(
+        case.act(Order::Hold { lease: stranger, memo: String::new() }),
+        Act::Refuse(Refusal::OtherNode("m".into()))
+    );
     let other = Lease { rollout: "r2".into(), ..lease("l1", 5) };
-    assert_eq!(case.act(Order::Hold { lease: other, memo: String::new() }), Act::Refuse(Refusal::OtherRollout("r2".into())));
+    assert_eq!(
+        case.act(Order::Hold { lease: other, memo: String::new() }),
+        Act::Refuse(Refusal::OtherRollout("r2".into()))
+    );
 }

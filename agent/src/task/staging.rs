@@ -79,10 +79,9 @@ async fn prepare(order: &mut Order, engine: Engine) -> Result<Outcome, Vec<Probl
                 order.progress.send_replace(Progress { activity: Activity::Download, done, total: bundle.size });
             };
             tell(0);
-            let path =
-                download::fetch(&order.root, &order.client, &mut order.backoff, &order.swarm, &bundle, &tell)
-                    .await
-                    .map_err(|error| vec![error.into()])?;
+            let path = download::fetch(&order.root, &order.client, &mut order.backoff, &order.swarm, &bundle, &tell)
+                .await
+                .map_err(|error| vec![error.into()])?;
             let (store, base, progress) = (store.clone(), old.clone(), order.progress.clone());
             blocking(move || {
                 let mut tell = |done| {

@@ -15,7 +15,9 @@ fn role(role: Role, leader: bool) -> String {
 pub(crate) fn headline(status: &StatusView) -> String {
     let leader = if status.has_leader { "" } else { "; the managers have no leader" };
     if let Some(lost) = status.without_record.last() {
-        return format!("rollout {lost} has no record any more: `requeen resume` makes it again from what the nodes keep");
+        return format!(
+            "rollout {lost} has no record any more: `requeen resume` makes it again from what the nodes keep"
+        );
     }
     match &status.rollout {
         None => format!("no rollout yet (server {} on {}){leader}", status.server_version, status.server_node),

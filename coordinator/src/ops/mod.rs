@@ -154,8 +154,9 @@ impl Ops {
             let last = record::load_last(&docker).await?.map(|stored| stored.rollout);
             let mut known = self.known();
             // An open rollout whose record is gone is not over: the driver says what is the matter.
-            let lost = known.rollout.as_ref().filter(|before| is_open(before)).map(|before| &before.request.id);
-            if lost.is_none() || last.as_ref().is_some_and(|last| is_open(last) || lost == Some(&last.request.id)) {
+            let lost = known.rollout.as_ref().filter(|before| is_open(before)).map(|before| before.request.id.clone());
+            let news = |last: &Rollout| is_open(last) || lost.as_ref() == Some(&last.request.id);
+            if lost.is_none() || last.as_ref().is_some_and(news) {
                 known.rollout = last;
             }
             Ok(())
@@ -237,7 +238,10 @@ impl Ops {
             None => return Err(refused("no rollout is open", "there is nothing to take over")),
             Some(stored) if stored.rollout.owner.node == observed.me => {
                 let id = &stored.rollout.request.id;
-                return Err(refused(format!("this coordinator drives rollout {id} already"), "`requeen status` shows it"));
+                return Err(refused(
+                    format!("this coordinator drives rollout {id} already"),
+                    "`requeen status` shows it",
+                ));
             }
             Some(_) => {}
         }

@@ -257,8 +257,11 @@ impl Ops {
         .await;
 
         // A coordinator may have come up since an agent tried last; it tries again within seconds.
-        self.until(AGENTS_WITHIN, || refuse::closed_ports(&Observed { agents: self.hub.agents(), ..prepared.observed.clone() }, &prepared.scope).is_empty())
-            .await;
+        self.until(AGENTS_WITHIN, || {
+            refuse::closed_ports(&Observed { agents: self.hub.agents(), ..prepared.observed.clone() }, &prepared.scope)
+                .is_empty()
+        })
+        .await;
 
         // Staging took its time: what forbids the rollout now counts, not what did before.
         prepared.observed = self.observe().await?;

@@ -99,8 +99,7 @@ impl Lab {
     /// A coordinator on another manager, which takes over after `patience`.
     fn second(&self, me: &str, patience: Duration) -> Arc<Ops> {
         let hub = Arc::new(Hub::default());
-        let mut ops =
-            Ops::new(Arc::clone(&hub), Arc::new(self.fake.engine_of(me)), self.fake.dir.path().join(me));
+        let mut ops = Ops::new(Arc::clone(&hub), Arc::new(self.fake.engine_of(me)), self.fake.dir.path().join(me));
         ops.take_over_after = patience;
         let ops = Arc::new(ops);
         self.others.lock().unwrap().push(hub);

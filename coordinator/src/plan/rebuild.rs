@@ -11,7 +11,8 @@ use requeen_protocol::{LeaseId, NodeId, NodeState, PermitId, RolloutId};
 use serde::{Deserialize, Serialize};
 
 use super::model::{
-    AgentView, Availability, Entry, LeaseRecord, NodeView, Observed, Outcome, Owner, Phase, Request, Rollout, Step, Work,
+    AgentView, Availability, Entry, LeaseRecord, NodeView, Observed, Outcome, Owner, Phase, Request, Rollout, Step,
+    Work,
 };
 
 /// What a node under a lease keeps for the coordinator.

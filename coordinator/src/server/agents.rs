@@ -28,10 +28,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::download;
 use super::refusals::Refusals;
 use super::store::{self, bundle_path};
 use super::words::chain;
-use super::download;
 use crate::hub::Hub;
 use crate::identity::gate::{Admitted, Gate, Refused};
 use crate::identity::peer::{PeerName, PeerNameError};

@@ -14,7 +14,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use requeen_protocol::{
     BUNDLE_PATH, Digest, ErrorBody, NodeId, NodeState, Order, PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report,
-    Speaker,
+    Speaker, WANTED_HEADER,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
@@ -390,4 +390,41 @@ async fn without_a_leader_only_reports_are_taken() {
     assert!(body.hint.is_some());
     order(world.report(&world.worker(), &word("w1", None)).await);
     assert!(world.hub.agents().contains_key(&NodeId::from("w1")));
+}
+
+#[tokio::test]
+async fn a_bundle_comes_from_an_agent_only_when_it_is_asked_for() {
+    let world = world(Duration::ZERO).await;
+    let worker = world.worker();
+    let digest = Digest::from_hex(&"a".repeat(64)).unwrap();
+    let put = |content: &'static [u8]| {
+        request(Method::PUT, &format!("{BUNDLE_PATH}{}", digest.hex())).body(Full::from(content)).unwrap()
+    };
+    let (status, _) = refusal(world.ask(Some(&worker), put(b"bytes")).await);
+    assert_eq!(status, StatusCode::CONFLICT, "nobody asked for it");
+
+    world.hub.set_wanted(Some(digest.clone()));
+    let (status, body) = refusal(world.ask(Some(&worker), put(b"bytes")).await);
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(body.error.contains("gzip"), "{}", body.error);
+    assert!(world.hub.wants(&digest), "it is asked for still");
+    assert!(!bundle_path(world.dir.path(), &digest).exists());
+}
+
+#[tokio::test]
+async fn one_agent_at_a_time_is_asked_for_the_bundle() {
+    let world = world(Duration::ZERO).await;
+    let digest = Digest::from_hex(&"a".repeat(64)).unwrap();
+    world.hub.set_wanted(Some(digest.clone()));
+    let (_, headers, _) = world.report(&world.worker(), &word("w1", None)).await.unwrap();
+    assert!(!headers.contains_key(WANTED_HEADER), "an idle agent keeps no bundle");
+    let staged = Report {
+        state: NodeState::Staging {
+            rollout: "r".into(),
+            progress: requeen_protocol::Progress { activity: requeen_protocol::Activity::Unpack, done: 0, total: 1 },
+        },
+        ..word("w1", None)
+    };
+    let (_, headers, _) = world.report(&world.worker(), &staged).await.unwrap();
+    assert!(!headers.contains_key(WANTED_HEADER), "nor one that still stages");
 }

@@ -44,6 +44,8 @@ fn main() -> ExitCode {
         world.scenario("another_runc_is_an_upgrade_and_can_be_taken_back", upgrades::another_runc),
         world.scenario("an_engine_that_fails_is_rolled_back", upgrades::an_engine_that_fails_is_rolled_back),
         world.scenario("held_drained_while_the_coordinator_is_killed", upgrades::held_drained_while_killed),
+        world.scenario("a_second_coordinator_takes_over", second::a_second_coordinator_takes_over),
+        world.scenario("an_owner_that_is_cut_off_is_replaced", second::an_owner_that_is_cut_off_is_replaced),
         world.scenario("strangers_are_refused", strangers::strangers_are_refused),
         world.scenario("nodes_that_cannot_follow_are_named", small::nodes_that_cannot_follow_are_named),
         world.scenario("no_quorum_is_refused", small::no_quorum_is_refused),

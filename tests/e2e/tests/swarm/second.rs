@@ -116,7 +116,8 @@ fn start(first: &Node, target: &Bundle) -> Result<String> {
     let place = "/root/next.tgz";
     first.copy_in(&target.path, place)?;
     let only = WORKERS.join(",");
-    let started = requeen_ok(first, &["upgrade", "--bundle", place, "--only", &only, "--manual", "--detach", "--json"])?;
+    let started =
+        requeen_ok(first, &["upgrade", "--bundle", place, "--only", &only, "--manual", "--detach", "--json"])?;
     let started: Value = serde_json::from_str(&started.stdout)?;
     Ok(started["id"].as_str().context("the rollout has no ID")?.to_owned())
 }
@@ -157,7 +158,8 @@ fn step(status: &Value, node: &str) -> String {
 
 /// The epoch of the rollout's record.
 fn epoch(manager: &Node, id: &str) -> Result<u64> {
-    let labels = manager.docker(&["config", "inspect", "--format", "{{json .Spec.Labels}}", &format!("requeen-{id}")])?;
+    let labels =
+        manager.docker(&["config", "inspect", "--format", "{{json .Spec.Labels}}", &format!("requeen-{id}")])?;
     let labels: Value = serde_json::from_str(&labels.stdout)?;
     let owner: Value = serde_json::from_str(labels["io.requeen.owner"].as_str().context("no owner")?)?;
     owner["epoch"].as_u64().context("no epoch")
