@@ -150,6 +150,7 @@ fn status(phase: Phase, elapsed_ms: u64, nodes: Vec<NodeStatus>) -> StatusView {
             started_at: "2026-11-21T12:00:00Z".into(),
             elapsed_ms,
         }),
+        without_record: Vec::new(),
         nodes,
     }
 }

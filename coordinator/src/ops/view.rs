@@ -273,7 +273,7 @@ mod tests {
     fn managers_that_an_abort_leaves_drained_are_named() {
         let done = Step::Done { outcome: Outcome::Untouched };
         let aborted = rollout(Phase::Ended { aborted: true }, [held(), done]);
-        let view = status(&swarm(), Some(&aborted), &BTreeMap::new(), at(100));
+        let view = status(&swarm(), Some(&aborted), &BTreeMap::new(), &BTreeSet::new(), at(100));
         let (kept, other) = (shown(&view, "m1"), shown(&view, "m2"));
         assert_eq!((&kept.waiting, &other.waiting), (&Some(WaitingFor::KeptDrained), &None));
         assert!(kept.why.as_ref().unwrap().contains("docker node update --availability active"));
@@ -287,7 +287,7 @@ mod tests {
         let working = Step::Working { lease, before: Availability::Active, work: Work::Emptying };
         let open = rollout(Phase::Running, [held(), working]);
         let waiting = BTreeMap::from([(NodeId::from("m2"), WaitingFor::Drain)]);
-        let view = status(&swarm(), Some(&open), &waiting, at(100));
+        let view = status(&swarm(), Some(&open), &waiting, &BTreeSet::new(), at(100));
         let drained = shown(&view, "m2");
         assert_eq!(drained.since_ms, Some(97_000));
         assert_eq!(drained.why.as_deref(), Some("being drained"));
