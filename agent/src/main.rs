@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use agent::clock::boot_time;
 use agent::host::HostRoot;
+use agent::launch::{HandOver, on_host};
 use agent::reporter::kernel_chance;
 use agent::{executor, task};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -32,6 +33,9 @@ struct Cli {
     /// Where the host's root directory is mounted
     #[arg(long, env = "REQUEEN_HOST_ROOT", default_value = "/host", value_name = "DIR")]
     host_root: PathBuf,
+    /// How work is handed over to a process of the host: all but `auto` is for troubleshooting
+    #[arg(long, env = "REQUEEN_HAND_OVER", default_value = "auto", value_name = "WAY")]
+    hand_over: HandOver,
     #[command(subcommand)]
     life: Option<Life>,
 }
@@ -59,6 +63,13 @@ enum Life {
     /// Works on the host itself and outlives the engine; the task starts it
     #[command(hide = true)]
     Executor,
+    /// Starts a program on the host from inside a container in the host's PID namespace; the task starts it
+    #[command(hide = true)]
+    LaunchOnHost {
+        /// The program, as a path of the host, and its arguments
+        #[arg(last = true, required = true, value_name = "ARGV")]
+        argv: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -75,19 +86,17 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    if cli.life.is_none() {
-        agent::priority::give_way();
-    }
-    // One thread: an idle agent should cost a node nothing.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match cli.life {
         None => {
+            agent::priority::give_way();
             let options = task::Options {
                 root: HostRoot::new(cli.host_root),
                 port: cli.common.port,
+                hand_over: cli.hand_over,
                 clock: boot_time,
                 chance: kernel_chance,
             };
+            let runtime = runtime()?;
             let ended = runtime.block_on(async {
                 let mut end = signal(SignalKind::terminate())?;
                 let mut interrupt = signal(SignalKind::interrupt())?;
@@ -103,13 +112,19 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             runtime.shutdown_background();
             ended
         }
-        Some(Life::Executor) => runtime.block_on(executor::run(executor::Options {
+        Some(Life::Executor) => runtime()?.block_on(executor::run(executor::Options {
             root: HostRoot::new("/"),
             port: cli.common.port,
             clock: boot_time,
             chance: kernel_chance,
         })),
+        Some(Life::LaunchOnHost { argv }) => Ok(on_host::run(&argv)?),
     }
+}
+
+/// One thread: an idle agent should cost a node nothing.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 fn log_to_stderr(format: LogFormat) {

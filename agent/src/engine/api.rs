@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::ListContainersOptions;
 use bollard::{API_DEFAULT_VERSION, Docker};
 use requeen_protocol::NodeId;
@@ -154,6 +155,19 @@ impl Api {
         let options = ListContainersOptions { filters: Some(filters), ..ListContainersOptions::default() };
         let running = self.docker.list_containers(Some(options)).await.map_err(request("its containers"))?;
         Ok(u32::try_from(running.len()).unwrap_or(u32::MAX))
+    }
+
+    /// The ID of the image of the running container whose own ID `is_it` recognises.
+    pub async fn image_of(&self, is_it: &(dyn Fn(&str) -> bool + Sync)) -> Result<Option<String>, ApiError> {
+        let running = self.docker.list_containers(None).await.map_err(request("its containers"))?;
+        let found = running.into_iter().find(|container| container.id.as_deref().is_some_and(is_it));
+        Ok(found.and_then(|container| container.image_id))
+    }
+
+    /// Creates a container and starts it.
+    pub async fn run(&self, container: ContainerCreateBody) -> Result<(), ApiError> {
+        let created = self.docker.create_container(None, container).await.map_err(request("a new container"))?;
+        self.docker.start_container(&created.id, None).await.map_err(request("the new container's start"))
     }
 }
 

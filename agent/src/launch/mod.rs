@@ -1,11 +1,18 @@
 //! Starting the executor: a process of the host, outside the engine's control group.
 //!
 //! Three ways lead there, tried in this order: systemd over the host's system bus, systemd over its
-//! private socket, and a sibling container that moves into the host's namespaces. Only the first one
-//! is implemented. Success is never a reply: it is the executor holding its lock.
+//! private socket, and a sibling container that moves into the host's namespaces. Success is never a
+//! reply: it is the executor holding its lock. So a way that was given up may still work later: an
+//! executor that finds the lock taken ends at once, and there are never two at work.
 
+mod cgroups;
+pub mod on_host;
+mod private_socket;
+mod sibling;
 mod system_bus;
+mod unit;
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -17,6 +24,7 @@ use tokio::time::Instant;
 use crate::host::HostRoot;
 use crate::lock::{self, LockError};
 use crate::sets::digest_file;
+use crate::words::chain;
 
 /// So long the executor may take to hold its lock.
 const CALL_HOME: Duration = Duration::from_secs(10);
@@ -30,26 +38,64 @@ pub enum Way {
     SystemBus,
     /// The same over systemd's private socket, where there is no system bus.
     PrivateSocket,
-    /// A container in the host's namespaces that detaches, where there is no systemd.
+    /// A container in the host's namespaces that detaches, where systemd can't be asked.
     SiblingContainer,
 }
 
-impl Way {
-    /// Every way, best first.
-    pub const ALL: [Way; 3] = [Way::SystemBus, Way::PrivateSocket, Way::SiblingContainer];
-
-    fn name(self) -> &'static str {
-        match self {
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
             Way::SystemBus => "systemd over the host's system bus",
             Way::PrivateSocket => "systemd over its private socket",
             Way::SiblingContainer => "a sibling container",
-        }
+        })
     }
+}
+
+impl Way {
+    /// Every way, best first: systemd watches over what it starts, and its bus is the one way that is documented.
+    pub const ALL: [Way; 3] = [Way::SystemBus, Way::PrivateSocket, Way::SiblingContainer];
 
     async fn start(self, root: &HostRoot, argv: &[String]) -> Result<(), String> {
         match self {
-            Way::SystemBus => system_bus::start(root, argv).await.map_err(|error| crate::words::chain(&error)),
-            Way::PrivateSocket | Way::SiblingContainer => Err("not in this version".to_owned()),
+            Way::SystemBus => system_bus::start(root, argv).await.map_err(|error| chain(&error)),
+            Way::PrivateSocket => private_socket::start(root, argv).await.map_err(|error| chain(&error)),
+            Way::SiblingContainer => sibling::start(root, argv).await.map_err(|error| chain(&error)),
+        }
+    }
+
+    /// Where an executor that was started, and did not call home, may have said why.
+    fn clue(self, root: &HostRoot) -> String {
+        match self {
+            Way::SystemBus | Way::PrivateSocket => format!("see `journalctl -u {}` on the node", unit::UNIT),
+            Way::SiblingContainer => {
+                let words = sibling::last_words(root).unwrap_or_else(|| "nothing".to_owned());
+                format!("{} on the node says: {words}", sibling::LOG)
+            }
+        }
+    }
+}
+
+/// Which ways are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum HandOver {
+    /// Each way in its turn, until one works
+    Auto,
+    /// systemd over the host's system bus
+    SystemBus,
+    /// systemd over its private socket
+    PrivateSocket,
+    /// A container in the host's namespaces that detaches
+    SiblingContainer,
+}
+
+impl HandOver {
+    fn ways(self) -> &'static [Way] {
+        match self {
+            HandOver::Auto => &Way::ALL,
+            HandOver::SystemBus => &[Way::SystemBus],
+            HandOver::PrivateSocket => &[Way::PrivateSocket],
+            HandOver::SiblingContainer => &[Way::SiblingContainer],
         }
     }
 }
@@ -74,32 +120,36 @@ pub enum LaunchError {
 }
 
 /// Copies this binary to the host, starts the executor from there, and waits until it holds its lock.
-pub async fn launch(root: &HostRoot, port: u16) -> Result<Way, LaunchError> {
+pub async fn launch(root: &HostRoot, port: u16, hand_over: HandOver) -> Result<Way, LaunchError> {
     let own = root.clone();
     // A task that panics or is cancelled has no result; neither happens to this one.
     let path = tokio::task::spawn_blocking(move || install(&own)).await.unwrap_or_else(|error| {
         Err(LaunchError::Copy { path: STATE_DIR.to_owned(), source: io::Error::other(error) })
     })?;
-    let argv = [path, "executor".into(), "--port".into(), port.to_string()];
+    let argv = executor(path, port);
     let mut tried = Vec::new();
-    for way in Way::ALL {
-        match way.start(root, &argv).await {
-            Err(why) => tried.push(format!("{}: {why}", way.name())),
+    for &way in hand_over.ways() {
+        let why = match way.start(root, &argv).await {
+            Err(why) => why,
             Ok(()) => {
                 if holds_within(root, CALL_HOME).await? {
+                    for failed in &tried {
+                        tracing::info!(step = "hand-over", "not the way: {failed}");
+                    }
                     return Ok(way);
                 }
-                tried.push(format!(
-                    "{}: accepted, but the executor did not take its lock within {} s (see \
-                     `journalctl -u {}` on the node)",
-                    way.name(),
-                    CALL_HOME.as_secs(),
-                    system_bus::UNIT,
-                ));
+                let secs = CALL_HOME.as_secs();
+                format!("accepted, but the executor did not take its lock within {secs} s ({})", way.clue(root))
             }
-        }
+        };
+        tried.push(format!("{way}: {why}"));
     }
     Err(LaunchError::NoWay(tried))
+}
+
+/// The executor's command line on the host.
+fn executor(path: String, port: u16) -> [String; 4] {
+    [path, "executor".to_owned(), "--port".to_owned(), port.to_string()]
 }
 
 async fn holds_within(root: &HostRoot, limit: Duration) -> Result<bool, LockError> {
@@ -148,6 +198,27 @@ fn install(root: &HostRoot) -> Result<String, LaunchError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_way_in_its_turn_or_one_alone() {
+        assert_eq!(HandOver::Auto.ways(), [Way::SystemBus, Way::PrivateSocket, Way::SiblingContainer]);
+        let alone = [HandOver::SystemBus, HandOver::PrivateSocket, HandOver::SiblingContainer];
+        assert_eq!(alone.map(HandOver::ways).concat(), Way::ALL);
+        assert_eq!(executor("/x".to_owned(), 9999), ["/x", "executor", "--port", "9999"]);
+    }
+
+    #[tokio::test]
+    async fn what_was_tried_is_told() {
+        // A host with nothing to ask.
+        let dir = tempfile::tempdir().unwrap();
+        let error = launch(&HostRoot::new(dir.path()), 9047, HandOver::Auto).await.unwrap_err().to_string();
+        for said in ["system_bus_socket can't be reached", "/run/systemd/private can't be reached", "docker.sock"] {
+            assert!(error.contains(said), "{said}: {error}");
+        }
+        for way in Way::ALL {
+            assert!(error.contains(&format!("{way}: ")), "{way}: {error}");
+        }
+    }
 
     #[test]
     fn the_copy_is_this_binary() {

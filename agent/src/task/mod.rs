@@ -21,7 +21,7 @@ use crate::engine::facts::{self, DigestCache};
 use crate::host::HostRoot;
 use crate::host::layout::{self, Layout};
 use crate::journal::Journal;
-use crate::launch::launch;
+use crate::launch::{HandOver, launch};
 use crate::lock;
 use crate::memory;
 use crate::reporter::{Backoff, Chance, Heard, Say, converse};
@@ -45,6 +45,8 @@ pub struct Options {
     pub root: HostRoot,
     /// The coordinators' port.
     pub port: u16,
+    /// How the executor is started.
+    pub hand_over: HandOver,
     /// Tells the time.
     pub clock: Clock,
     /// Spreads the pauses.
@@ -84,8 +86,8 @@ async fn one_life(options: &Options) -> anyhow::Result<()> {
     // A damaged journal is the executor's to report: it knows what may still be done.
     if Journal::load(root).map_or(true, |journal| journal.work.is_some()) {
         tracing::info!("work was left unfinished: starting the executor again");
-        let way = launch(root, options.port).await?;
-        tracing::info!(?way, "the executor runs");
+        let way = launch(root, options.port, options.hand_over).await?;
+        tracing::info!(%way, "the executor runs");
         return Ok(());
     }
     Task::begin(options).await?.speak().await
@@ -297,8 +299,8 @@ impl<'a> Task<'a> {
 
     async fn hand_over(self, lease: &Lease) -> anyhow::Result<()> {
         tracing::info!(node = %self.swarm.node, lease = %lease.id, step = "hand-over", "starting the executor");
-        let way = launch(&self.options.root, self.options.port).await?;
-        tracing::info!(node = %self.swarm.node, lease = %lease.id, ?way, "the executor runs");
+        let way = launch(&self.options.root, self.options.port, self.options.hand_over).await?;
+        tracing::info!(node = %self.swarm.node, lease = %lease.id, %way, "the executor runs");
         Ok(())
     }
 }
