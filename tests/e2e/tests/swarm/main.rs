@@ -10,6 +10,7 @@
 //! | `REQUEEN_E2E_KEEP` | leave the swarms running at the end |
 //! | `REQUEEN_E2E_LONG` | also take the large swarm on to the next engine, with the coordinator killed twice |
 
+mod handover;
 mod input;
 mod large;
 mod operator;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         world.scenario("nodes_that_cannot_follow_are_named", small::nodes_that_cannot_follow_are_named),
         world.scenario("no_quorum_is_refused", small::no_quorum_is_refused),
         world.scenario("a_lone_manager_needs_a_word", small::a_lone_manager_needs_a_word),
+        world.scenario("every_way_of_handing_over_works", handover::every_way_of_handing_over_works),
     ]);
     let conclusion = libtest_mimic::run(&args, trials);
     world.close();

@@ -44,12 +44,12 @@ impl Small {
         Ok(self.lab.node("m1")?)
     }
 
-    fn worker(&self) -> Result<&Node> {
+    pub(crate) fn worker(&self) -> Result<&Node> {
         Ok(self.lab.node("w1")?)
     }
 
     /// Puts agents on both nodes, if that has not been done.
-    fn with_agents(&self) -> Result<()> {
+    pub(crate) fn with_agents(&self) -> Result<()> {
         Ok(product::deploy_agents(&self.lab, self.first()?)?)
     }
 }

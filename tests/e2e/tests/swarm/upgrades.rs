@@ -147,7 +147,7 @@ fn installed(large: &Large, target: &Bundle) -> Result<()> {
 }
 
 /// A bundle with one file replaced, in a folder of its own.
-fn changed(target: &Bundle, file: &str, content: &[u8]) -> Result<(TempDir, Bundle)> {
+pub(crate) fn changed(target: &Bundle, file: &str, content: &[u8]) -> Result<(TempDir, Bundle)> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join(format!("changed-{file}.tgz"));
     bundles::replaced(&target.path, file, content, &path)?;

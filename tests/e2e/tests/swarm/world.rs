@@ -142,7 +142,10 @@ const ASKED: [(&str, &str); 6] = [
         "agent.log",
         "for id in $(docker ps --all --quiet --filter name=requeen-agent); do echo \"== $id\"; docker logs $id 2>&1; done",
     ),
-    ("executor.log", "journalctl --no-pager --output=short-precise --unit requeen-executor.service"),
+    (
+        "executor.log",
+        "journalctl --no-pager --output=short-precise --unit requeen-executor.service; cat /var/lib/requeen/agent/executor.log*",
+    ),
     (
         "engine.log",
         "journalctl --no-pager --output=short-precise --unit docker.service --unit docker.socket --unit containerd.service | tail -3000",
