@@ -1,7 +1,10 @@
 //! The command line: what can be asked.
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand};
 use lab::Suite;
+use lab::bench::Figure;
 use lab::images::Build;
 
 /// Swarms of real Docker Engines on this machine.
@@ -56,8 +59,18 @@ pub(crate) enum Command {
         #[arg(last = true)]
         args: Vec<String>,
     },
-    /// Measure upgrades under load: how long, how long each engine was down, how many requests failed.
+    /// Measure the project's figures, each beside what it is compared with; docs/benchmarks.md says how.
     Bench(Bench),
+    /// What `bench` runs on a node: ask the engine's API until standard input ends, and tell when it was gone.
+    #[command(hide = true)]
+    SampleApi {
+        /// The engine's socket.
+        #[arg(long, default_value = "/run/docker.sock")]
+        socket: PathBuf,
+        /// Milliseconds between two questions.
+        #[arg(long, default_value_t = 5)]
+        every_ms: u64,
+    },
     /// Remove every lab and every image that the lab made; the cached packages and bundles stay.
     Cleanup,
 }
@@ -114,28 +127,39 @@ pub(crate) struct Demo {
 
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
+    /// The first part of the names of its swarms.
     #[arg(long, default_value = "bench")]
     pub(crate) name: String,
-    /// How many managers.
-    #[arg(long, default_value_t = 3)]
-    pub(crate) managers: u8,
-    /// How many workers.
-    #[arg(long, default_value_t = 2)]
-    pub(crate) workers: u8,
     /// The suite whose engine the nodes start with.
     #[arg(long, default_value_t = Suite::Bookworm)]
     pub(crate) engine: Suite,
     /// The suite whose engine they are upgraded to.
     #[arg(long, default_value_t = Suite::Trixie)]
     pub(crate) target: Suite,
-    /// How many upgrades, each of a new swarm.
-    #[arg(long, default_value_t = 3)]
-    pub(crate) runs: u32,
-    /// The measurements as JSON, one line each.
+    /// Only this figure (repeatable): engine-down, swarm, agent-rss, image, verify-unpack.
+    #[arg(long, value_name = "FIGURE")]
+    pub(crate) only: Vec<Figure>,
+    /// How often each side takes a worker's engine up and back [default: 10].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: Option<u32>,
+    /// How many whole swarms each side upgrades.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) swarms: u32,
+    /// Seconds for which agents are left alone before their memory is read [default: 300].
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) idle: Option<u64>,
+    /// Try it out: few repetitions, agents idle for seconds only, the image built on this machine.
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Take the product's image that is there instead of building it.
+    #[arg(long)]
+    pub(crate) no_build: bool,
+    /// Leave the swarm of a measurement that failed, to be looked at.
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// The figures as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) product: Product,
 }
 
 /// How the product is built.

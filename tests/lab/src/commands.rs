@@ -2,9 +2,10 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use lab::bench::{Figure, Settings};
 use lab::demo::Demo as Demonstration;
 use lab::images::Build;
 use lab::{Error, Lab, LabStatus, Spec, Suite, checks, command, engines, images};
@@ -41,6 +42,10 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
         Command::Demo(args) => demo(args),
         Command::Test { args } => test(&args),
         Command::Bench(args) => bench(args),
+        Command::SampleApi { socket, every_ms } => {
+            lab::bench::sample::run(&socket, Duration::from_millis(every_ms), &mut std::io::stdout())?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Cleanup => cleanup().map(|()| ExitCode::SUCCESS),
     }
 }
@@ -148,32 +153,38 @@ fn test(args: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A figure that is not what it must be is a failure.
 fn bench(args: Bench) -> Result<ExitCode> {
-    Build::from(args.product).run()?;
-    let target = engines::bundle(args.target)?;
-    let spec = Spec { name: args.name, managers: args.managers, workers: args.workers, suite: args.engine };
-    let mut worst = 0;
-    for run in 1..=args.runs {
-        let measured = lab::bench::run(&spec, &target)?;
-        worst = worst.max(measured.status);
-        if args.json {
-            println!("{}", serde_json::to_string(&measured)?);
-            continue;
-        }
-        println!(
-            "run {run}: status {}, {:.1} s for {} nodes, {} of {} requests failed",
-            measured.status,
-            measured.upgrade_seconds,
-            measured.nodes.len(),
-            measured.failed,
-            measured.requests
-        );
-        for node in &measured.nodes {
-            let down = node.down_seconds.map_or_else(|| "never".to_owned(), |seconds| format!("{seconds:.2} s"));
-            println!("  {:<4} {:<16} down {down}", node.node, node.version);
-        }
+    let Bench { name, engine, target, only, rounds, swarms, idle, quick, no_build, keep, json } = args;
+    if !no_build {
+        let build = if quick { Build::Machine { profile: "release".to_owned() } } else { Build::Dockerfile };
+        build.run()?;
     }
-    exit(worst)
+    let (full_rounds, full_unpacks, full_idle) = (10, 7, 300);
+    let (rounds, idle) = if quick {
+        (rounds.unwrap_or(2), idle.unwrap_or(15))
+    } else {
+        (rounds.unwrap_or(full_rounds), idle.unwrap_or(full_idle))
+    };
+    let settings = Settings {
+        name,
+        from: engine,
+        figures: if only.is_empty() { Figure::ALL.to_vec() } else { only },
+        rounds,
+        swarms,
+        unpacks: if quick { 3 } else { full_unpacks },
+        idle: Duration::from_secs(idle),
+        keep,
+        quick: quick || rounds < full_rounds || idle < full_idle,
+        program: std::env::current_exe().context("cannot find this program")?,
+    };
+    let report = lab::bench::run(&settings, &engines::bundle(target)?)?;
+    if json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        print!("{}", report.table());
+    }
+    Ok(if report.missed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Makes what scenarios need, so that no test's time holds a download. What can't be had is said, once, up front.

@@ -126,6 +126,47 @@ pub enum Error {
         /// What it did.
         what: &'static str,
     },
+    /// A measurement without a value.
+    #[error("nothing was measured of {what}")]
+    NothingMeasured {
+        /// What should have been.
+        what: &'static str,
+    },
+    /// The machine has no monotonic clock.
+    #[error("the machine's monotonic clock can't be read")]
+    Clock(#[source] std::io::Error),
+    /// A swap in which an engine did not go away exactly once measures nothing.
+    #[error("the engine of {node} went away {count} times in one swap, not once")]
+    Outages {
+        /// The node.
+        node: String,
+        /// How often.
+        count: usize,
+    },
+    /// A swap ended with another engine than it was for.
+    #[error("the engine of {node} is {found}, not {expected}")]
+    WrongEngine {
+        /// The node.
+        node: String,
+        /// The version that it tells.
+        found: String,
+        /// The version that it should tell.
+        expected: String,
+    },
+    /// A node lacks a file of its engine.
+    #[error("{node} has no {file} where engines have theirs")]
+    NoEngineFile {
+        /// The node.
+        node: String,
+        /// The file's name.
+        file: &'static str,
+    },
+    /// An agent that should have been left alone is another process now.
+    #[error("the agent of {node} was started again while its memory was measured")]
+    AgentRestarted {
+        /// The node.
+        node: String,
+    },
     /// The package of an engine lacks one of its files.
     #[error("the packages of Debian {suite} hold no {file}")]
     MissingFile {

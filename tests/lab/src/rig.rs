@@ -23,7 +23,7 @@ pub struct Rig {
 }
 
 /// What the connectivity test saw.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Load {
     /// Requests that were made.
     pub requests_total: u64,
@@ -31,17 +31,32 @@ pub struct Load {
     pub failed_total: u64,
 }
 
+impl Load {
+    /// Both together.
+    pub const fn and(self, other: Self) -> Self {
+        Self {
+            requests_total: self.requests_total + other.requests_total,
+            failed_total: self.failed_total + other.failed_total,
+        }
+    }
+}
+
 impl Rig {
     /// Makes the lab and starts everything. The product's image must be on the machine's engine.
     pub fn up(spec: &Spec, bundle: &Bundle) -> Result<Self> {
+        let rig = Self::without_load(spec, bundle)?;
+        deploy_probe(rig.first()?)?;
+        Ok(rig)
+    }
+
+    /// The same without the connectivity test.
+    pub fn without_load(spec: &Spec, bundle: &Bundle) -> Result<Self> {
         let lab = Lab::up(spec)?;
         lab.load_image(PRODUCT)?;
         let first = lab.node("m1")?;
         product::start_coordinator(first)?;
         product::install_cli(first)?;
         product::deploy_agents(&lab, first)?;
-        product::deploy_stack(first, &repository().join("compose/probe.yaml"), PROBE)?;
-        wait_for_probe(first)?;
         let bundle = product::copy_bundle(first, bundle)?;
         Ok(Self { lab, bundle })
     }
@@ -63,9 +78,20 @@ impl Rig {
 
     /// What the connectivity test saw so far.
     pub fn load(&self) -> Result<Load> {
-        let report = product::requeen(self.first()?, &["probe", "report", "--json"])?.ok()?;
-        serde_json::from_str(&report.stdout).map_err(|source| Error::Json { what: "requeen probe report", source })
+        load(self.first()?)
     }
+}
+
+/// What the connectivity test saw so far, asked on a manager that has a coordinator and the CLI.
+pub(crate) fn load(node: &Node) -> Result<Load> {
+    let report = product::requeen(node, &["probe", "report", "--json"])?.ok()?;
+    serde_json::from_str(&report.stdout).map_err(|source| Error::Json { what: "requeen probe report", source })
+}
+
+/// Starts the connectivity test and waits for it. The product's image must be on every node.
+pub(crate) fn deploy_probe(node: &Node) -> Result<()> {
+    product::deploy_stack(node, &repository().join("compose/probe.yaml"), PROBE)?;
+    wait_for_probe(node)
 }
 
 /// Waits until every service of the connectivity test has all of its tasks.

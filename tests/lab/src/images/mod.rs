@@ -8,6 +8,7 @@ mod product;
 
 pub use builder::builder;
 pub use node::node_image;
+pub(crate) use product::without_own_package;
 pub use product::{Build, PRODUCT, product, product_from_machine, repository};
 
 use std::process::Command;

@@ -61,12 +61,7 @@ pub fn product_from_machine(profile: &str, features: &[&str]) -> Result<&'static
     if !features.is_empty() {
         cargo.arg("--features").arg(features.join(","));
     }
-    // What a cargo around this one set for its own package: some build scripts would run again for it.
-    for (name, _) in std::env::vars_os() {
-        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|own| name.to_string_lossy().starts_with(own)) {
-            cargo.env_remove(name);
-        }
-    }
+    without_own_package(&mut cargo);
     command::inherit_ok(&mut cargo)?;
     let work =
         tempfile::tempdir_in(cache::folder("images")?).map_err(Error::file("create a folder in", "the cache"))?;
@@ -102,6 +97,16 @@ impl Build {
         match self {
             Self::Dockerfile => product(),
             Self::Machine { profile } => product_from_machine(profile, &[]),
+        }
+    }
+}
+
+/// Takes from a cargo's environment what the cargo around the lab set for its own package: some build scripts would run
+/// again for it.
+pub(crate) fn without_own_package(cargo: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|own| name.to_string_lossy().starts_with(own)) {
+            cargo.env_remove(name);
         }
     }
 }
