@@ -8,11 +8,12 @@
 //! |---|---|
 //! | `REQUEEN_E2E_PROFILE` | build the product on this machine with that cargo profile, not with the Dockerfile |
 //! | `REQUEEN_E2E_KEEP` | leave the swarms running at the end |
-//! | `REQUEEN_E2E_LONG` | also take the large swarm on to the next engine, with the coordinator killed twice |
+//! | `REQUEEN_E2E_LONG` | also take the large swarm on to the next engine, with the coordinator killed twice, and compile the product twice |
 
 mod input;
 mod large;
 mod operator;
+mod published;
 mod small;
 mod strangers;
 mod upgrades;
@@ -53,7 +54,12 @@ fn main() -> ExitCode {
         world.scenario("nodes_that_cannot_follow_are_named", small::nodes_that_cannot_follow_are_named),
         world.scenario("no_quorum_is_refused", small::no_quorum_is_refused),
         world.scenario("a_lone_manager_needs_a_word", small::a_lone_manager_needs_a_word),
+        // Without the agents of the scenarios before: a reader of the README has none.
+        world.scenario("the_published_image_runs_from_a_registry", published::the_published_image_runs_from_a_registry),
     ]);
+    if std::env::var_os("REQUEEN_E2E_LONG").is_some() {
+        trials.push(world.scenario("two_builds_are_one_image", published::two_builds_are_one_image));
+    }
     let conclusion = libtest_mimic::run(&args, trials);
     world.close();
     conclusion.exit_code()
