@@ -19,11 +19,26 @@ pub const VARIABLE: &str = "REQUEEN_LAB_ARCHIVE";
 /// The keys that Debian's suites are signed with, from the package debian-archive-keyring.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Packages that make an engine in every suite.
-const REQUIRED: [&str; 4] = ["docker.io", "containerd", "runc", "tini"];
+/// Packages that are wanted together.
+#[derive(Debug)]
+struct Wanted {
+    /// The file that keeps what the suite offers of them.
+    record: &'static str,
+    /// Those that every suite has.
+    required: &'static [&'static str],
+    /// Those that only some suites have.
+    optional: &'static [&'static str],
+}
 
-/// Packages that some suites split from those: the client, and the static tini that `docker-init` is.
-const OPTIONAL: [&str; 2] = ["docker-cli", "tini-static"];
+/// An engine. Some suites split it: the client, and the static tini that `docker-init` is.
+const ENGINE: Wanted = Wanted {
+    record: "packages.json",
+    required: &["docker.io", "containerd", "runc", "tini"],
+    optional: &["docker-cli", "tini-static"],
+};
+
+/// A registry of images.
+const REGISTRY: Wanted = Wanted { record: "registry.json", required: &["docker-registry"], optional: &[] };
 
 /// One package of a suite, named by its content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +51,7 @@ pub struct Package {
     pub sha256: String,
 }
 
-/// The packages of one suite's engine.
+/// Packages of one suite that are wanted together: its engine's, or its registry's.
 #[derive(Debug)]
 pub struct Archive {
     suite: Suite,
@@ -50,7 +65,15 @@ impl Archive {
     /// # Errors
     /// [`Error::SuiteUnavailable`] if the archive does not have the suite or the suite has no engine.
     pub fn open(suite: Suite) -> Result<Self> {
-        Self::look_up(suite, false)
+        Self::look_up(suite, &ENGINE, false)
+    }
+
+    /// Like [`Archive::open`] for the suite's registry of images instead of its engine.
+    ///
+    /// # Errors
+    /// As [`Archive::open`].
+    pub fn registry(suite: Suite) -> Result<Self> {
+        Self::look_up(suite, &REGISTRY, false)
     }
 
     /// Asks the archive anew.
@@ -58,15 +81,15 @@ impl Archive {
     /// # Errors
     /// As [`Archive::open`].
     pub fn refresh(suite: Suite) -> Result<Self> {
-        Self::look_up(suite, true)
+        Self::look_up(suite, &ENGINE, true)
     }
 
-    /// What the suite's engine consists of.
+    /// The packages, by name.
     pub fn packages(&self) -> &[Package] {
         &self.packages
     }
 
-    /// A digest over the packages' digests: the identity of the suite's engine.
+    /// A digest over the packages' digests: the identity of what they make.
     pub fn digest(&self) -> String {
         let digests: Vec<&str> = self.packages.iter().map(|package| package.sha256.as_str()).collect();
         cache::digest_text(&digests.join("\n"))
@@ -105,16 +128,16 @@ impl Archive {
         fs::rename(&file, path).map_err(Error::file("move a package to", path))
     }
 
-    fn look_up(suite: Suite, anew: bool) -> Result<Self> {
+    fn look_up(suite: Suite, wanted: &Wanted, anew: bool) -> Result<Self> {
         let _lock = cache::lock(&format!("archive-{suite}"))?;
         let folder = cache::folder(&format!("apt/{suite}"))?;
-        let record = folder.join("packages.json");
+        let record = folder.join(wanted.record);
         if !anew && let Ok(text) = fs::read_to_string(&record) {
             let packages =
                 serde_json::from_str(&text).map_err(|source| Error::Json { what: "the package record", source })?;
             return Ok(Self { suite, folder, packages });
         }
-        let packages = update(suite, &folder)?;
+        let packages = update(suite, wanted, &folder)?;
         let text = serde_json::to_string_pretty(&packages)
             .map_err(|source| Error::Json { what: "the package list", source })?;
         fs::write(&record, text).map_err(Error::file("write", &record))?;
@@ -148,8 +171,8 @@ fn choose_address(targets: &str) -> Option<String> {
     })
 }
 
-/// Fetches the suite's lists and returns its engine's packages.
-fn update(suite: Suite, folder: &Path) -> Result<Vec<Package>> {
+/// Fetches the suite's lists and returns the packages that are wanted.
+fn update(suite: Suite, wanted: &Wanted, folder: &Path) -> Result<Vec<Package>> {
     let unavailable = |reason: &str| Error::SuiteUnavailable { suite, reason: reason.trim().to_owned() };
     for name in ["lists/partial", "cache/archives/partial"] {
         let path = folder.join(name);
@@ -162,8 +185,8 @@ fn update(suite: Suite, folder: &Path) -> Result<Vec<Package>> {
     if !updated.success() {
         return Err(unavailable(&updated.stderr));
     }
-    let mut names: Vec<&str> = REQUIRED.to_vec();
-    for name in OPTIONAL {
+    let mut names: Vec<&str> = wanted.required.to_vec();
+    for name in wanted.optional {
         if apt(folder, "apt-cache", &["show", name], folder)?.success() {
             names.push(name);
         }

@@ -37,7 +37,12 @@ pub fn lock(name: &str) -> Result<Lock> {
 
 /// The SHA-256 of a text, in hexadecimal.
 pub fn digest_text(text: &str) -> String {
-    hex::encode(Sha256::digest(text.as_bytes()))
+    digest_bytes(text.as_bytes())
+}
+
+/// The SHA-256 of bytes, in hexadecimal.
+pub fn digest_bytes(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
 }
 
 /// The SHA-256 of a file, in hexadecimal.

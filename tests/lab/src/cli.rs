@@ -51,6 +51,9 @@ pub(crate) enum Command {
     },
     /// Build the product's image and print its tag.
     Product(Product),
+    /// Make the release: an image that is the same for everyone who builds the commit, its bill of materials,
+    /// completions and man pages. Push the image, and print its reference by digest.
+    Publish(Publish),
     /// Upgrade a swarm under load: the product in one command.
     Demo(Demo),
     /// Check form, lints, documentation and dependencies, then run every test, the scenarios on real swarms last.
@@ -162,6 +165,30 @@ pub(crate) struct Bench {
     pub(crate) json: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Publish {
+    /// The registry to push to; without one nothing is pushed.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) registry: Option<String>,
+    /// The registry's own root certificate, if it is none that everybody knows.
+    #[arg(long, value_name = "FILE", requires = "registry")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Push to the registry of a lab, which is started on its m1 if it does not run.
+    #[arg(long, value_name = "NAME", conflicts_with = "registry")]
+    pub(crate) lab: Option<String>,
+    /// The image's name in the registry.
+    #[arg(long, default_value = "requeen")]
+    pub(crate) name: String,
+    /// Where the source can be had: goes into the image, and so into its digest.
+    #[arg(long, value_name = "URL")]
+    pub(crate) source: Option<String>,
+    /// Make it although files differ from the commit: nobody else can make the same.
+    #[arg(long)]
+    pub(crate) allow_dirty: bool,
+    #[command(flatten)]
+    pub(crate) product: Product,
+}
+
 /// How the product is built.
 #[derive(Debug, Args)]
 pub(crate) struct Product {
@@ -176,5 +203,17 @@ pub(crate) struct Product {
 impl From<Product> for Build {
     fn from(product: Product) -> Self {
         if product.quick { Self::Machine { profile: product.profile } } else { Self::Dockerfile }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
     }
 }

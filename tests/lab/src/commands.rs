@@ -1,6 +1,8 @@
 //! What each command does; all printing is here. Data goes to standard output, words to standard error.
 
+use std::fs;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -8,15 +10,19 @@ use anyhow::{Context, Result, bail};
 use lab::bench::{Figure, Settings};
 use lab::demo::Demo as Demonstration;
 use lab::images::Build;
+use lab::registry::{self, Registry};
+use lab::release::{self, Destination, Release};
 use lab::{Error, Lab, LabStatus, Spec, Suite, checks, command, engines, images};
 
-use crate::cli::{Bench, Command, Demo, Down, Up};
+use crate::cli::{Bench, Command, Demo, Down, Publish, Up};
 
 /// The package of the end-to-end scenarios.
 const SCENARIOS: &str = "requeen-e2e";
 
 /// Tells the scenarios to build the product in another way than with the Dockerfile.
 const PROFILE: &str = "REQUEEN_E2E_PROFILE";
+/// The exit code of what was refused before anything changed.
+const REFUSED: u8 = 2;
 
 /// Runs a command and returns what the process shall end with.
 pub(crate) fn run(command: Command) -> Result<ExitCode> {
@@ -39,6 +45,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
             println!("{}", Build::from(args).run()?);
             Ok(ExitCode::SUCCESS)
         }
+        Command::Publish(args) => publish(args),
         Command::Demo(args) => demo(args),
         Command::Test { args } => test(&args),
         Command::Bench(args) => bench(args),
@@ -114,6 +121,41 @@ fn shell(name: &str, node: &str, command: &[String]) -> Result<ExitCode> {
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let words: Vec<&str> = if command.is_empty() { vec!["bash"] } else { command.iter().map(String::as_str).collect() };
     exit(command::inherit(&mut node.command(&words, terminal))?)
+}
+
+fn publish(args: Publish) -> Result<ExitCode> {
+    let repository = images::repository();
+    let release = Release { source: args.source, ..Release::of(&repository)? };
+    if !release.changed.is_empty() && !args.allow_dirty {
+        eprintln!("error: {} differ from the commit: {}", release.changed.len(), release.changed.join(", "));
+        eprintln!("  hint: commit them, so that others can make the same; --allow-dirty makes it all the same");
+        return Ok(ExitCode::from(REFUSED));
+    }
+    let to = match (args.registry, args.lab) {
+        (Some(registry), _) => {
+            let read =
+                |path: PathBuf| fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()));
+            Some(Destination { registry, name: args.name, ca: args.ca_file.map(read).transpose()? })
+        }
+        (None, Some(lab)) => Some(Registry::start(&Lab::attach(&lab)?)?.destination(&args.name)),
+        (None, None) => None,
+    };
+    let build = Build::from(args.product);
+    build.run()?;
+    let made = release::make(&build, &release, &repository.join("target"))?;
+    eprintln!("requeen {} of commit {}", release.version, release.revision);
+    eprintln!("image: {}, {} bytes to pull", made.image.digest(), made.image.size());
+    eprintln!("files: {}", made.artifacts.display());
+    let Some(to) = to else {
+        eprintln!("not pushed: no --registry");
+        println!("{}", made.image.digest());
+        return Ok(ExitCode::SUCCESS);
+    };
+    let reference = release::push(&made, &to)?;
+    let (tag, bill) = (&release.version, release::sbom_tag(&made.image));
+    eprintln!("pushed to {}/{}: {tag}, latest, and the bill of materials as {bill}", to.registry, to.name);
+    println!("{reference}");
+    Ok(ExitCode::SUCCESS)
 }
 
 fn demo(args: Demo) -> Result<ExitCode> {
@@ -202,7 +244,14 @@ fn warm() -> Result<()> {
         }
     }
     images::builder()?;
-    Ok(())
+    match registry::prepare() {
+        Ok(()) => Ok(()),
+        Err(error @ Error::SuiteUnavailable { .. }) => {
+            eprintln!("SKIPPED: scenarios with a registry: {error}");
+            Ok(())
+        }
+        Err(other) => Err(other.into()),
+    }
 }
 
 fn cleanup() -> Result<()> {

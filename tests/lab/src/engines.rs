@@ -6,13 +6,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
 use crate::apt::Archive;
 use crate::command::{self, Input};
-use crate::{Error, Result, Suite, cache, images, tools};
+use crate::{Error, Result, Suite, archive, cache, images, tools};
 
 /// The files of a bundle, in the order they have in Docker's own.
 pub const FILES: [&str; 8] =
@@ -116,24 +116,9 @@ fn parse_version(said: &str) -> Option<String> {
 
 /// Packs `docker/` below `folder` so that the same files always give the same bytes.
 fn pack(folder: &Path, destination: &Path) -> Result<()> {
-    let out = fs::File::create(destination).map_err(Error::file("create", destination))?;
-    let names = FILES.iter().map(|file| format!("docker/{file}"));
-    let mut tar = Command::new("tar")
-        .args(["--create", "--format=ustar", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "--directory"])
-        .arg(folder)
-        .args(names)
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|source| Error::Start { program: "tar".to_owned(), source })?;
-    let piped = tar.stdout.take().map_or_else(Stdio::null, Stdio::from);
-    let gzip = Command::new("gzip").arg("--no-name").stdin(piped).stdout(out).status();
-    let gzip = gzip.map_err(|source| Error::Start { program: "gzip".to_owned(), source })?;
-    let tar = tar.wait().map_err(|source| Error::Start { program: "tar".to_owned(), source })?;
-    if tar.success() && gzip.success() {
-        return Ok(());
-    }
-    let status = tar.code().or(gzip.code()).unwrap_or(1);
-    Err(Error::Failed { command: "tar | gzip".to_owned(), status, said: "see its output above".to_owned() })
+    let tar = folder.join("bundle.tar");
+    archive::tar(folder, &FILES.map(|file| format!("docker/{file}")), 0, &tar)?;
+    archive::gzip(&tar, destination)
 }
 
 #[cfg(test)]

@@ -57,8 +57,8 @@ pub enum Error {
         /// What was expected in it.
         expected: &'static str,
     },
-    /// An engine of this suite can't be had here: scenarios that need it are to be skipped, loudly.
-    #[error("no engine of Debian {suite} can be had here: {reason}")]
+    /// The packages of this suite can't be had here: scenarios that need them are to be skipped, loudly.
+    #[error("the packages of Debian {suite} can't be had here: {reason}")]
     SuiteUnavailable {
         /// The suite.
         suite: Suite,
@@ -174,6 +174,14 @@ pub enum Error {
         suite: Suite,
         /// The file's name.
         file: &'static str,
+    },
+    /// A file that must not be in the product's image.
+    #[error("{} can't be in the image: {reason}", file.display())]
+    Unfit {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
     },
 }
 

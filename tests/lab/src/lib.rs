@@ -9,14 +9,19 @@
 //! carries that label is ever removed. There is no other record of a lab: a killed run leaves labelled objects, and the
 //! next [`Lab::up`] or [`Lab::down`] of that name finds them.
 //!
+//! [`release`] makes what users get, of the product's image, and puts it into a registry; [`registry`] is one that runs
+//! on a lab's node.
+//!
 //! What may not live here: anything that knows how an upgrade works. [`product`] starts what an operator would start,
 //! with the operator's commands; the scenarios belong to the end-to-end tests.
 
 pub mod apt;
+mod archive;
 pub mod bench;
 pub mod cache;
 pub mod checks;
 pub mod command;
+mod commit;
 pub mod demo;
 pub mod engines;
 mod error;
@@ -24,6 +29,8 @@ pub mod images;
 mod network;
 mod node;
 pub mod product;
+pub mod registry;
+pub mod release;
 pub mod rig;
 mod status;
 mod suite;

@@ -10,6 +10,9 @@ use crate::{Error, Result, cache};
 const PROGRAMS: [(&str, &str); 5] =
     [("mmdebstrap", "mmdebstrap"), ("dpkg-deb", "dpkg"), ("tar", "tar"), ("gzip", "gzip"), ("ip", "iproute2")];
 
+/// What puts an image into a registry: with logins, proxies and retries, and without an engine.
+const SKOPEO: [(&str, &str); 1] = [("skopeo", "skopeo")];
+
 /// Fails unless the machine's Docker Engine answers; returns its version.
 pub fn engine() -> Result<String> {
     let output =
@@ -22,8 +25,17 @@ pub fn engine() -> Result<String> {
 
 /// Installs the packages whose programs are missing.
 pub fn install() -> Result<()> {
+    install_missing(&PROGRAMS)
+}
+
+/// Installs what only a release needs, if it is missing.
+pub fn install_for_release() -> Result<()> {
+    install_missing(&SKOPEO)
+}
+
+fn install_missing(programs: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, _)| !on_path(program)).map(|(_, package)| *package).collect();
+        programs.iter().filter(|(program, _)| !on_path(program)).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }

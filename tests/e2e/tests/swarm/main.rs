@@ -8,11 +8,13 @@
 //! |---|---|
 //! | `REQUEEN_E2E_PROFILE` | build the product on this machine with that cargo profile, not with the Dockerfile |
 //! | `REQUEEN_E2E_KEEP` | leave the swarms running at the end |
+//! | `REQUEEN_E2E_LONG` | also compile the product twice |
 
 mod handover;
 mod input;
 mod large;
 mod operator;
+mod published;
 mod second;
 mod small;
 mod strangers;
@@ -30,7 +32,7 @@ fn main() -> ExitCode {
     args.test_threads = Some(1);
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
     let world = World::new();
-    let trials = vec![
+    let mut trials = vec![
         world.scenario("agents_are_on_every_node", large::agents_are_on_every_node),
         world.scenario("the_image_is_small", large::the_image_is_small),
         world.scenario("an_idle_agent_is_small", large::an_idle_agent_is_small),
@@ -52,7 +54,12 @@ fn main() -> ExitCode {
         world.scenario("no_quorum_is_refused", small::no_quorum_is_refused),
         world.scenario("a_lone_manager_needs_a_word", small::a_lone_manager_needs_a_word),
         world.scenario("every_way_of_handing_over_works", handover::every_way_of_handing_over_works),
+        // Without the agents of the scenarios before: a reader of the README has none.
+        world.scenario("the_published_image_runs_from_a_registry", published::the_published_image_runs_from_a_registry),
     ];
+    if std::env::var_os("REQUEEN_E2E_LONG").is_some() {
+        trials.push(world.scenario("two_builds_are_one_image", published::two_builds_are_one_image));
+    }
     let conclusion = libtest_mimic::run(&args, trials);
     world.close();
     conclusion.exit_code()

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use lab::engines::{self, Bundle};
-use lab::images::{self, PRODUCT};
+use lab::images::{self, Build, PRODUCT};
 use lab::{Error, Lab, Suite};
 use libtest_mimic::{Completion, Failed, Trial};
 
@@ -74,10 +74,7 @@ impl World {
 
     fn image(&self) -> Result<&()> {
         once(&self.image, "the product's image", || {
-            match std::env::var("REQUEEN_E2E_PROFILE") {
-                Ok(profile) => images::product_from_machine(&profile, &[])?,
-                Err(_) => images::product()?,
-            };
+            build().run()?;
             eprintln!("the image: {PRODUCT}");
             Ok(())
         })
@@ -126,6 +123,14 @@ fn once<'a, T>(cell: &'a Once<T>, what: &str, make: impl FnOnce() -> Result<T>) 
         (Ok(made), _) => Ok(made),
         (Err(_), Some(skipped)) => Err(skipped.into()),
         (Err(text), None) => Err(anyhow!("{text}")).with_context(|| format!("{what} could not be made")),
+    }
+}
+
+/// How the product's image is made here.
+pub(crate) fn build() -> Build {
+    match std::env::var("REQUEEN_E2E_PROFILE") {
+        Ok(profile) => Build::Machine { profile },
+        Err(_) => Build::Dockerfile,
     }
 }
 

@@ -5,11 +5,14 @@
 mod builder;
 mod node;
 mod product;
+mod toolchain;
 
 pub use builder::builder;
 pub use node::node_image;
-pub(crate) use product::without_own_package;
-pub use product::{Build, PRODUCT, product, product_from_machine, repository};
+pub use product::{Build, PACKAGES, PRODUCT, product, product_from_machine, product_under, repository};
+pub use toolchain::{Toolchain, toolchain};
+
+pub(crate) use product::{BINARIES, without_own_package};
 
 use std::process::Command;
 
@@ -18,6 +21,9 @@ use crate::command::{self, Input};
 
 /// Marks every image that the lab makes; its value is the image's purpose.
 pub const LABEL: &str = "io.requeen.lab.image";
+
+/// The lab's name on containers that a release needs for a moment: those of a killed run are removed with the labs.
+pub(crate) const PUBLISH: &str = "publish";
 
 /// Whether the machine's engine has the image.
 pub(crate) fn exists(tag: &str) -> Result<bool> {

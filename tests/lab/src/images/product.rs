@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::command::{self, Input};
+use crate::command;
+use crate::commit::Release;
 use crate::{Error, Result, cache, tools};
 
 use super::LABEL;
@@ -14,7 +15,10 @@ use super::builder::{build, builder, docker_build};
 pub const PRODUCT: &str = "requeen:dev";
 
 /// The product's binaries.
-const BINARIES: [&str; 2] = ["agent", "coordinator"];
+pub(crate) const BINARIES: [&str; 2] = ["agent", "coordinator"];
+
+/// The packages that they are built from.
+pub const PACKAGES: [&str; 2] = ["requeen-agent", "requeen-coordinator"];
 
 /// The workspace's folder.
 pub fn repository() -> PathBuf {
@@ -27,24 +31,37 @@ pub fn repository() -> PathBuf {
 /// Every change to the workspace builds everything anew, which takes minutes: while working on the product use
 /// [`product_from_machine`].
 pub fn product() -> Result<&'static str> {
+    with_dockerfile(PRODUCT, &[])?;
+    Ok(PRODUCT)
+}
+
+/// Builds the product under another tag, its binaries under another yet, both to be removed by whoever asks for it.
+/// Unless `cached`, everything is compiled anew.
+pub fn product_under(tag: &str, binaries: &str, cached: bool) -> Result<()> {
+    let anew: &[&str] = if cached { &[] } else { &["--no-cache"] };
+    // Its stage alone has a tag of its own: what is compiled anew is large, and would stay without a name.
+    with_dockerfile(binaries, &[anew, &["--target", "build"]].concat())?;
+    with_dockerfile(tag, &[])
+}
+
+fn with_dockerfile(tag: &str, options: &[&str]) -> Result<()> {
     tools::engine()?;
     let builder = builder()?;
     let repository = repository();
-    let revision = git(&repository, &["rev-parse", "HEAD"]);
     // The commit's time, not today's, so that the same commit gives the same image.
-    let created = git(&repository, &["log", "-1", "--format=%cI"]);
-    let version = format!("{}-dev", env!("CARGO_PKG_VERSION"));
-    tracing::info!("build {PRODUCT} with the Dockerfile; this takes minutes unless nothing has changed");
+    let Release { version, revision, created, .. } = Release::of(&repository)?;
+    let (version, created) = (format!("{version}-dev"), created.to_string());
+    tracing::info!("build {tag} with the Dockerfile; this takes minutes unless nothing has changed");
     let arguments =
         [("BUILDER", builder.as_str()), ("VERSION", &version), ("REVISION", &revision), ("CREATED", &created)];
-    let mut docker = docker_build(PRODUCT);
+    let mut docker = docker_build(tag);
+    docker.args(options);
     for (name, value) in arguments {
         docker.arg("--build-arg").arg(format!("{name}={value}"));
     }
     // What the compiler says is for whoever waits; standard output is for data.
     docker.arg(&repository).stdout(std::io::stderr());
-    command::inherit_ok(&mut docker)?;
-    Ok(PRODUCT)
+    command::inherit_ok(&mut docker)
 }
 
 /// Builds the binaries with this machine's cargo and makes [`PRODUCT`] of them.
@@ -57,7 +74,9 @@ pub fn product_from_machine(profile: &str, features: &[&str]) -> Result<&'static
     tracing::info!(profile, "build the product's binaries");
     let mut cargo = Command::new("cargo");
     cargo.args(["build", "--locked", "--quiet", "--profile", profile]).current_dir(&repository);
-    cargo.args(["--package", "requeen-agent", "--package", "requeen-coordinator"]);
+    for package in PACKAGES {
+        cargo.args(["--package", package]);
+    }
     if !features.is_empty() {
         cargo.arg("--features").arg(features.join(","));
     }
@@ -118,13 +137,4 @@ fn built(repository: &Path, profile: &str, binary: &str) -> Result<PathBuf> {
     // Cargo's one exception: the profile `dev` has the folder `debug`.
     let folder = if profile == "dev" { "debug" } else { profile };
     Ok(target.join(host.trimmed()).join(folder).join(binary))
-}
-
-/// What git says, or "unknown" where there is no git or no commit.
-fn git(repository: &Path, args: &[&str]) -> String {
-    let output = command::collect(Command::new("git").args(args).current_dir(repository), Input::Empty);
-    match output {
-        Ok(output) if output.success() => output.trimmed().to_owned(),
-        Ok(_) | Err(_) => "unknown".to_owned(),
-    }
 }
