@@ -1,4 +1,4 @@
-# The product: two static binaries and nothing else.
+# The product: one static program under two names, and nothing else.
 #
 # Both base images can be replaced, for builds where no registry of images can be reached; the lab does
 # (`cargo lab demo`). No BuildKit feature is used, so any engine builds it.
@@ -12,12 +12,14 @@ WORKDIR /src
 COPY . .
 # Named, so that build scripts and macros are not linked as the product is: see .cargo/config.toml.
 RUN target="$(uname -m)-unknown-linux-gnu" \
- && cargo build --release --locked --package requeen-agent --package requeen-coordinator --target "$target" \
+ && cargo build --release --locked --package requeen-coordinator --features with-agent --target "$target" \
  && mkdir /out \
- && cp "target/$target/release/agent" "target/$target/release/coordinator" /out/
+ && cp "target/$target/release/coordinator" /out/ \
+ && ln -s coordinator /out/agent
 
 FROM ${RUNTIME}
-COPY --from=build /out/agent /out/coordinator /usr/local/bin/
+# One file under two names: most of what the two programs are made of is the same.
+COPY --from=build /out/ /usr/local/bin/
 ENV PATH=/usr/local/bin
 # Last, so that another version or date changes no layer.
 ARG VERSION=0.0.0

@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use requeen_protocol::{
-    BUNDLE_PATH, Digest, ErrorBody, LONG_POLL_SECS, NodeId, Order, PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH,
-    Report, WANTED_HEADER,
+    BUNDLE_PATH, COLLECT_HEADER, COLLECT_PATH, COLLECT_SECS, Collect, Digest, ErrorBody, LONG_POLL_SECS, NodeId, Order,
+    PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report, WANTED_HEADER,
 };
+use reqwest::Response;
 use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, RANGE};
-use reqwest::{Response, StatusCode};
 
 use crate::engine::api::{Manager, SwarmFacts};
 use crate::host::HostRoot;
@@ -73,6 +73,42 @@ pub(crate) fn join(tried: &[Tried]) -> String {
     all.join("; ")
 }
 
+/// What a coordinator answered to a report.
+#[derive(Debug)]
+pub struct Answer {
+    /// What it wants of the node.
+    pub order: Order,
+    /// What it wants to know beside that, and where that goes.
+    pub asked: Option<(Collect, Upload)>,
+}
+
+/// The way to the coordinator that asked for this node's part of a collection, and to no other.
+#[derive(Clone, Debug)]
+pub struct Upload {
+    http: reqwest::Client,
+    url: String,
+}
+
+/// A part did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// It, or its answer, was lost.
+    #[error("the node's part of the collection could not be sent")]
+    Send(#[source] reqwest::Error),
+    /// The coordinator does not want it, or not any more.
+    #[error("the coordinator refused the node's part of the collection: {0}")]
+    Refused(String),
+}
+
+impl Upload {
+    /// Posts the part.
+    pub async fn send(&self, part: Vec<u8>) -> Result<(), UploadError> {
+        let request = self.http.post(&self.url).timeout(Duration::from_secs(COLLECT_SECS)).body(part);
+        let answer = async { accepted(request.send().await?).await };
+        answer.await.map_err(UploadError::Send)?.map(drop).map_err(UploadError::Refused)
+    }
+}
+
 /// A client for the coordinators of this node's swarm. Its copies share their connections.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -102,13 +138,23 @@ impl Client {
         Self { root: root.clone(), port, shared: Arc::default() }
     }
 
-    /// Posts a report to a manager and waits for the order. Dropping the future withdraws the report.
-    pub async fn report(&self, swarm: &SwarmFacts, manager: &Manager, report: &Report) -> Result<Order, ClientError> {
-        let request = self.http(swarm)?.post(self.url(manager, REPORT_PATH)).timeout(REPORT_LIMIT).json(report);
+    /// Posts a report to a manager and waits for the answer. Dropping the future withdraws the report. `heard_of` is the
+    /// last collection that this agent was asked for there.
+    pub async fn report(
+        &self,
+        swarm: &SwarmFacts,
+        manager: &Manager,
+        report: &Report,
+        heard_of: &str,
+    ) -> Result<Answer, ClientError> {
+        let http = self.http(swarm)?;
+        let request = http.post(self.url(manager, REPORT_PATH)).timeout(REPORT_LIMIT);
+        let request = request.header(COLLECT_HEADER, heard_of).json(report);
         let answer = async { accepted(request.send().await?).await };
         let why = match answer.await {
             Ok(Ok(response)) => {
                 let wanted = wanted(response.headers());
+                let collect = collect(response.headers());
                 match response.json().await {
                     Ok(order) => {
                         if !matches!(order, Order::Standby { .. }) {
@@ -117,7 +163,11 @@ impl Client {
                         if let Some(digest) = wanted {
                             self.offer(swarm, manager, digest);
                         }
-                        return Ok(order);
+                        let asked = collect.map(|collect| {
+                            let url = self.url(manager, &format!("{COLLECT_PATH}{}", collect.id));
+                            (collect, Upload { http: http.clone(), url })
+                        });
+                        return Ok(Answer { order, asked });
                     }
                     Err(error) => chain(&error),
                 }
@@ -200,6 +250,11 @@ impl Client {
     }
 }
 
+/// What an answer asks for beside its order. What another version asks for in another way is not for this one.
+fn collect(headers: &HeaderMap) -> Option<Collect> {
+    headers.get(COLLECT_HEADER)?.to_str().ok()?.parse().ok()
+}
+
 /// The bundle that an answer asks for.
 fn wanted(headers: &HeaderMap) -> Option<Digest> {
     Digest::from_hex(headers.get(WANTED_HEADER)?.to_str().ok()?).ok()
@@ -248,7 +303,7 @@ fn order_of<'a>(managers: &'a [Manager], last: Option<&NodeId>, own: &NodeId) ->
 /// A successful response, or in words why the server refused.
 async fn accepted(response: Response) -> Result<Result<Response, String>, reqwest::Error> {
     let status = response.status();
-    if status == StatusCode::OK || status == StatusCode::PARTIAL_CONTENT {
+    if status.is_success() {
         return Ok(Ok(response));
     }
     let body = response.bytes().await?;
@@ -258,6 +313,10 @@ async fn accepted(response: Response) -> Result<Result<Response, String>, reqwes
         Err(_) => status.to_string(),
     }))
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod strangers;
 
 #[cfg(test)]
 mod tests {

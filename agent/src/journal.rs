@@ -244,6 +244,29 @@ impl Phase {
         }
     }
 
+    /// Whether the engine is being stopped or started. Nobody else may call it then: a call to the socket of
+    /// a stopped engine would start it.
+    pub fn moves_engine(&self) -> bool {
+        match self.kind() {
+            Kind::Stopping
+            | Kind::Switching
+            | Kind::Starting
+            | Kind::Verifying
+            | Kind::SwitchingBack
+            | Kind::StartingOld => true,
+            Kind::Leased
+            | Kind::Linking
+            | Kind::Linked
+            | Kind::Unlinking
+            | Kind::Running
+            | Kind::SettlingNew
+            | Kind::SettlingOld
+            | Kind::Upgraded
+            | Kind::RolledBack
+            | Kind::Stuck => false,
+        }
+    }
+
     /// Whether the engine may be down: from here on the node finishes alone, whatever its lease.
     pub fn is_committed(&self) -> bool {
         match self.kind() {

@@ -47,9 +47,14 @@ pub fn take(root: &HostRoot) -> Result<Option<Held>, LockError> {
     }
 }
 
-/// Whether an executor lives. Looks with a shared lock that is given back at once.
+/// Whether an executor lives. Looks with a shared lock that is given back at once, and makes no file: on a host that was
+/// cleaned a look leaves nothing.
 pub fn is_held(root: &HostRoot) -> Result<bool, LockError> {
-    match Flock::lock(open(root)?, FlockArg::LockSharedNonblock) {
+    let file = match OpenOptions::new().write(true).open(root.join(LOCK_PATH)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file.map_err(LockError::Open)?,
+    };
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
         Ok(_) => Ok(false),
         Err((_, Errno::EWOULDBLOCK)) => Ok(true),
         Err((_, errno)) => Err(LockError::Lock(errno)),
@@ -81,6 +86,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = HostRoot::new(dir.path());
         assert!(!is_held(&root).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a look leaves nothing");
         let held = take(&root).unwrap().expect("free");
         assert!(is_held(&root).unwrap());
         assert!(take(&root).unwrap().is_none());

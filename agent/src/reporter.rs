@@ -15,9 +15,11 @@ use requeen_protocol::{NodeId, Order, Report, Unreached};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::client::{Client, ClientError, Tried, join};
+use crate::client::{Answer, Client, ClientError, Tried, join};
 use crate::clock::{BootTime, Clock};
+use crate::collect::Collector;
 use crate::engine::api::{Manager, SwarmFacts};
+use crate::memory;
 use crate::words::chain;
 
 /// The first pause after a failure.
@@ -86,21 +88,24 @@ struct Line {
     say: watch::Receiver<Option<Say>>,
     heard: mpsc::Sender<Heard>,
     reached: Arc<Reached>,
+    collector: Collector,
 }
 
 /// Talks with every manager until the receiver of orders or the sender of reports is gone.
 ///
 /// After each order its conversation stays silent until there is something new in `say`: whoever hears must publish
-/// again, even if nothing changed. A report without [`Report::seen`] asks for the order once more.
+/// again, even if nothing changed. A report without [`Report::seen`] asks for the order once more. What an answer asks for
+/// beside its order is `collector`'s.
 pub async fn converse(
     client: Client,
     clock: Clock,
     backoff: Backoff,
     mut say: watch::Receiver<Option<Say>>,
     heard: mpsc::Sender<Heard>,
+    collector: Collector,
 ) {
     let reached = Arc::new(Reached::default());
-    let line = Line { client, clock, backoff, say: say.clone(), heard, reached: Arc::clone(&reached) };
+    let line = Line { client, clock, backoff, say: say.clone(), heard, reached: Arc::clone(&reached), collector };
     let mut lines: BTreeMap<NodeId, (Manager, Talk)> = BTreeMap::new();
     loop {
         let managers = say.borrow_and_update().as_ref().map(|say| say.swarm.managers.clone());
@@ -147,14 +152,17 @@ impl Line {
             report.unreached = self.reached.missing();
             let sent = (self.clock)();
             let answer = tokio::select! {
-                answer = self.client.report(&swarm, &manager, &report) => answer,
+                answer = self.client.report(&swarm, &manager, &report, self.collector.heard_of()) => answer,
                 changed = self.say.changed() => match changed {
                     Ok(()) => continue,
                     Err(_) => return,
                 },
             };
             match answer {
-                Ok(order) => {
+                Ok(Answer { order, asked }) => {
+                    if let Some((collect, upload)) = asked {
+                        self.collector.begin(collect, upload, &report);
+                    }
                     self.reached.answered(&node, &manager.id);
                     self.backoff.reset();
                     last = Some(order.clone());
@@ -168,6 +176,7 @@ impl Line {
                 Err(error) => {
                     last = None;
                     self.reached.failed(&node, &manager.id, error);
+                    memory::give_back();
                     tokio::select! {
                         () = tokio::time::sleep(self.backoff.pause()) => {}
                         changed = self.say.changed() => if changed.is_err() { return },
@@ -222,9 +231,10 @@ impl Reached {
             return;
         }
         let text = answers.words();
-        if text != answers.told {
+        let kind = without_numbers(&text);
+        if kind != answers.told {
             tracing::info!(%node, "waiting for a coordinator: {text}");
-            answers.told = text;
+            answers.told = kind;
         }
     }
 
@@ -258,9 +268,21 @@ impl Answers {
     }
 }
 
+/// What tells one trouble from another: how long a certificate has been out of date is told anew each second.
+fn without_numbers(text: &str) -> String {
+    text.chars().filter(|c| !c.is_ascii_digit()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_trouble_that_counts_seconds_is_one() {
+        let expired = |secs: u32| format!("m1 at 10.0.0.1:9047: certificate expired ({secs} seconds ago)");
+        assert_eq!(without_numbers(&expired(9)), without_numbers(&expired(10)));
+        assert_ne!(without_numbers(&expired(9)), without_numbers("m1 at 10.0.0.1:9047: connection refused"));
+    }
 
     #[test]
     fn pauses_grow_and_end() {
@@ -299,7 +321,7 @@ mod tests {
         let missing: Vec<_> = reached.missing().into_iter().map(|missing| missing.manager).collect();
         assert_eq!(missing, [NodeId::from("a")]);
         reached.failed(&node, &"b".into(), unreached("b"));
-        assert!(reached.answers().told.contains("b at 10.0.0.1:9047: connection refused"));
+        assert!(reached.answers().told.contains("b at ...:: connection refused"));
         reached.answered(&node, &"a".into());
         assert_eq!(reached.answers().told, "");
     }

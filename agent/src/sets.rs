@@ -30,7 +30,8 @@ pub const ENGINES_DIR: &str = "/var/lib/requeen/engines";
 pub(crate) const CURRENT: &str = "current";
 /// The record of installed sets, inside [`ENGINES_DIR`].
 pub(crate) const HISTORY: &str = "history.json";
-const MANIFEST: &str = "set.json";
+/// What a set holds, inside its folder.
+pub(crate) const MANIFEST: &str = "set.json";
 const MANIFEST_SCHEMA: u32 = 1;
 const HISTORY_SCHEMA: u32 = 1;
 /// So many installed sets are remembered by name; only the last two are kept on disk.
@@ -224,6 +225,12 @@ impl Store {
         Ok(Self { root: root.clone(), dir })
     }
 
+    /// The store of a host that has one. Makes nothing.
+    pub fn existing(root: &HostRoot) -> Result<Option<Self>, SetError> {
+        let dir = root.resolve(ENGINES_DIR).map_err(SetError::Folder)?;
+        Ok(dir.is_dir().then(|| Self { root: root.clone(), dir }))
+    }
+
     /// The store's folder, as a path that this process can open.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
@@ -367,6 +374,11 @@ impl Store {
         Ok(installed.pop().filter(|set| self.set_dir(set).join(MANIFEST).is_file()))
     }
 
+    /// The set that a swap installed last; none before the first one.
+    pub fn installed(&self) -> Result<Option<SetId>, SetError> {
+        Ok(self.history()?.installed.pop())
+    }
+
     /// The record of installed sets with `to` added as what replaced `from`; nothing if it says so
     /// already.
     pub(crate) fn history_with(&self, from: &SetId, to: &SetId) -> Result<Option<Vec<u8>>, SetError> {
@@ -383,11 +395,17 @@ impl Store {
         serde_json::to_vec_pretty(&history).map(Some).map_err(SetError::HistoryDamaged)
     }
 
-    /// Removes every set but the last two installed, the current one and those named.
-    pub fn prune(&self, keep: &[SetId]) -> Result<(), SetError> {
+    /// The sets that stay whatever goes: the last two installed and the current one.
+    pub(crate) fn backups(&self) -> Result<Vec<SetId>, SetError> {
         let installed = self.history()?.installed;
         let mut kept: Vec<SetId> = installed.into_iter().rev().take(SETS_KEPT).collect();
         kept.extend(self.current()?);
+        Ok(kept)
+    }
+
+    /// Removes every set but the [`Self::backups`] and those named.
+    pub fn prune(&self, keep: &[SetId]) -> Result<(), SetError> {
+        let mut kept = self.backups()?;
         kept.extend_from_slice(keep);
         for entry in fs::read_dir(&self.dir).map_err(SetError::Folder)? {
             let entry = entry.map_err(SetError::Folder)?;
@@ -468,7 +486,7 @@ pub fn digest_file(path: &Path) -> io::Result<Digest> {
 }
 
 /// The set whose folder has this name.
-fn set_named(name: &OsStr) -> Option<SetId> {
+pub(crate) fn set_named(name: &OsStr) -> Option<SetId> {
     Some(SetId(Digest::from_hex(name.to_str()?).ok()?))
 }
 

@@ -348,7 +348,11 @@ fn settle_by(root: &HostRoot, store: &Store, plan: &SwapPlan, act: Actor<'_>) ->
 
 fn unlink_by(root: &HostRoot, store: &Store, plan: &SwapPlan, act: Actor<'_>) -> Result<(), SwapError> {
     match store.current()? {
-        Some(current) if current == plan.from => settle_by(root, store, plan, act),
+        Some(current) if current == plan.from => {
+            // A link that was made for a switch which never came.
+            clear(&temp_current(store), act)?;
+            settle_by(root, store, plan, act)
+        }
         Some(current) if current == plan.to => Err(SwapError::NotOld),
         // `link` did not get as far as its own first effect, so there is nothing to take back.
         None | Some(_) => match any_link(root, plan)? {

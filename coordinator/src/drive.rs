@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::observe::ObserveError;
 use crate::ops::Ops;
 use crate::ops::view::millis_between;
-use crate::plan::model::{Availability, Observed, Phase, Rollout, Step};
+use crate::plan::model::{Availability, Entry, Observed, Phase, Rollout, Step};
 use crate::plan::{self, Move, owner, rebuild};
 use crate::record::{self, RecordError, Stored, Trouble, is_open};
 use crate::server::words::chain;
@@ -38,7 +38,7 @@ const IDLE: Duration = Duration::from_secs(2);
 const SHORTEST: Duration = Duration::from_millis(50);
 
 /// How old the owner's last sign of life in the record may become, milliseconds.
-const RENEW_MS: u64 = 20_000;
+const RENEW_MS: u64 = 10_000;
 
 /// Why a rollout whose record was removed stands still.
 const LOST: &str = "its record, a swarm config, was removed; `requeen resume` makes it again from what the nodes keep";
@@ -196,7 +196,7 @@ async fn round(ops: &Ops, log: &mut Log, watch: &mut Watch) -> Result<Pace, Roun
     for planned in &plan.moves {
         match planned {
             Move::SetAvailability { node, to } => set_availability(&docker, node, *to).await?,
-            Move::Record { .. } | Move::Phase(_) => {}
+            Move::Record { .. } | Move::Join { .. } | Move::Phase(_) => {}
         }
     }
     Ok(pace)
@@ -276,16 +276,20 @@ fn show_waiting(ops: &Ops) {
 /// The rollout with the moves that belong into its record, and a sign of life where one is due.
 fn with_moves(rollout: &Rollout, moves: &[Move], now: Timestamp) -> Rollout {
     let mut next = rollout.clone();
+    let ms = millis_between(rollout.request.started_at, now);
     for planned in moves {
         match planned {
             Move::Record { node, step } => {
                 if let Some(entry) = next.nodes.get_mut(node) {
                     if entry.step.name() != step.name() {
-                        let ms = millis_between(rollout.request.started_at, now);
                         entry.times.push((step.name().to_owned(), ms));
                     }
                     entry.step = step.clone();
                 }
+            }
+            Move::Join { node, entry } => {
+                let times = vec![(entry.step.name().to_owned(), ms)];
+                next.nodes.entry(node.clone()).or_insert_with(|| Entry { times, ..entry.clone() });
             }
             Move::Phase(phase) => next.phase = phase.clone(),
             Move::SetAvailability { .. } => {}

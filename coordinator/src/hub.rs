@@ -6,9 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use requeen_protocol::{Digest, NodeId, NodeState, Order, Report, RolloutId, Speaker};
+use requeen_protocol::{Collect, Digest, NodeId, NodeState, Order, Report, RolloutId, Speaker};
 use tokio::sync::watch;
 
+use crate::diag::collection::{Collections, OpenCollection};
+use crate::plan::errand::{self, Errand};
 use crate::plan::model::{AgentView, Rollout};
 use crate::plan::orders::{Knows, Staging, order_for};
 
@@ -21,6 +23,8 @@ pub struct Hub {
     held: Mutex<Held>,
     /// Counts changes, so that a subscriber that was busy misses none.
     changed: watch::Sender<u64>,
+    /// What is collected for a bug report, beside all that concerns rollouts.
+    pub(crate) collections: Arc<Collections>,
 }
 
 #[derive(Default)]
@@ -32,6 +36,7 @@ struct Held {
     staging: Option<Staging>,
     /// Whatever was prepared here.
     prepared: BTreeSet<RolloutId>,
+    errand: Option<Errand>,
     /// False until somebody has seen one: while there is no leader nothing that is read is news.
     has_leader: bool,
     /// When that was seen.
@@ -64,7 +69,7 @@ struct Wanted {
 const LEADER_FOR: Duration = Duration::from_secs(30);
 
 /// How long an agent that was asked for a bundle has before another one is asked.
-const ASK_AGAIN: Duration = Duration::from_secs(60);
+const ASK_AGAIN: Duration = Duration::from_secs(15);
 
 struct Agent {
     report: Report,
@@ -93,7 +98,7 @@ impl Default for Hub {
 impl Hub {
     /// An empty hub.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, held: Mutex::default(), changed: watch::Sender::new(0) }
+        Self { clock, held: Mutex::default(), changed: watch::Sender::new(0), collections: Arc::default() }
     }
 
     /// Stores an agent's word. A task's word does not replace that of an executor that is connected:
@@ -187,6 +192,14 @@ impl Hub {
         self.held().staging.clone()
     }
 
+    /// Holds what every agent is asked while nothing is rolled out. What agents have said before is no answer to it.
+    pub fn set_errand(&self, errand: Option<Errand>) {
+        for agent in self.held().agents.values_mut() {
+            agent.report.seen = None;
+        }
+        self.set(|held| &mut held.errand, errand);
+    }
+
     /// Holds whether the managers have a leader.
     pub fn set_has_leader(&self, has_leader: bool) {
         if has_leader {
@@ -218,7 +231,11 @@ impl Hub {
         let now = (self.clock)();
         let mut held = self.held();
         let keeps = match &report.state {
-            NodeState::Idle | NodeState::Staging { .. } | NodeState::Refused { .. } | NodeState::Stuck { .. } => false,
+            NodeState::Idle
+            | NodeState::Staging { .. }
+            | NodeState::Refused { .. }
+            | NodeState::Stuck { .. }
+            | NodeState::Cleaned { .. } => false,
             NodeState::Staged { .. }
             | NodeState::Leased { .. }
             | NodeState::Linked { .. }
@@ -254,7 +271,15 @@ impl Hub {
             has_leader: held.has_leader && held.leader_seen.is_some_and(|seen| since(seen) < LEADER_FOR),
         };
         let state_secs = held.agents.get(&report.node).map_or(0, |agent| since(agent.state_since).as_secs());
-        order_for(knows, report, state_secs)
+        errand::order_for(held.errand.as_ref(), knows.rollout, report, knows.has_leader)
+            .unwrap_or_else(|| order_for(knows, report, state_secs))
+    }
+
+    /// Opens a collection, unless one is open, and lets every agent know that is waiting for an answer.
+    pub(crate) fn collect(&self, collect: Collect, nodes: impl IntoIterator<Item = NodeId>) -> Option<OpenCollection> {
+        let open = self.collections.open(collect, nodes)?;
+        self.bump();
+        Some(open)
     }
 
     /// Fires on every change of anything held. Subscribe first, look second, then wait: a change
@@ -308,12 +333,13 @@ fn same_variant(a: &NodeState, b: &NodeState) -> bool {
 
 /// Whether `new` tells something that `old` did not; which order the agent has seen is no news.
 fn says_more(old: &Report, new: &Report) -> bool {
-    let Report { node, agent_version, speaker, boot_id, engine, state, seen: _, memo, unreached } = new;
+    let Report { node, agent_version, speaker, boot_id, engine, installed, state, seen: _, memo, unreached } = new;
     old.node != *node
         || old.agent_version != *agent_version
         || old.speaker != *speaker
         || old.boot_id != *boot_id
         || old.engine != *engine
+        || old.installed != *installed
         || old.state != *state
         || old.memo != *memo
         || old.unreached != *unreached
@@ -324,7 +350,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
-    use requeen_protocol::RolloutId;
+    use requeen_protocol::{Cleaning, RolloutId};
 
     use super::*;
 
@@ -335,6 +361,7 @@ mod tests {
             speaker,
             boot_id: "b".to_owned(),
             engine: None,
+            installed: None,
             state,
             seen: None,
             memo: None,
@@ -411,6 +438,24 @@ mod tests {
         hub.forget_node(&NodeId::from("n1"));
         assert!(changed.has_changed().unwrap());
         assert!(hub.agents().is_empty());
+    }
+
+    #[test]
+    fn an_errand_is_not_answered_by_what_was_said_before() {
+        let (hub, _) = hub();
+        let clean = Errand::Clean { backups: true };
+        let mut said = report(
+            Speaker::Task,
+            NodeState::Cleaned { backups: true, cleaning: Cleaning::Done { left: Vec::new(), more: 0 } },
+        );
+        said.seen = Some(Box::new(Order::Clean { backups: true }));
+        hub.report(said.clone());
+        let done = |hub: &Hub| errand::is_done(&clean, &hub.agents()[&NodeId::from("n1")].report);
+        assert!(done(&hub));
+        hub.set_errand(Some(clean.clone()));
+        assert!(!done(&hub));
+        hub.report(said);
+        assert!(done(&hub));
     }
 
     #[test]

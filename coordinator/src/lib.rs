@@ -7,6 +7,7 @@ pub mod api;
 pub mod bundle;
 pub mod cli;
 pub mod deploy;
+pub mod diag;
 pub mod drive;
 pub mod hub;
 pub mod identity;

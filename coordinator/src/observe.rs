@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 pub(crate) mod fake;
+mod raw;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};

@@ -1,6 +1,8 @@
 //! What the program says and how it exits, as a person or a script sees it.
 
 mod common;
+#[path = "cli/wrong_values.rs"]
+mod wrong_values;
 
 use common::{requeen, tarball};
 use sha2::{Digest, Sha256};
@@ -28,11 +30,16 @@ fn every_verb_has_help() {
         "plan",
         "upgrade",
         "grant",
+        "release",
         "status",
+        "history",
         "pause",
         "resume",
         "abort",
         "rollback",
+        "verify",
+        "undeploy",
+        "diag",
         "install",
         "probe",
         "completions",
@@ -72,8 +79,14 @@ fn wrong_flags() {
         &["upgrade", "--bundle", "x", "--start-timeout", "soon"],
         &["upgrade", "--bundle", "x", "--digest", "sha256:12"],
         &["upgrade", "--bundle", "x", "--frobnicate"],
+        &["upgrade", "--bundle", "x", "--not-after", "tomorrow"],
         &["grant"],
+        &["release"],
+        &["history", ""],
+        &["verify", "w1"],
+        &["undeploy", "w1"],
         &["install"],
+        &["diag", "--since", "yesterday"],
         &["completions", "cmd"],
     ] {
         let seen = requeen(args);
@@ -120,6 +133,45 @@ fn no_bundle() {
 }
 
 #[test]
+fn urls_of_bundles_are_looked_at_before_anybody_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let no_pem = file("no-pem", "hello");
+    let bad_pem = file("bad-pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let mut seen = String::new();
+    for (url, flags) in [
+        ("http://example.com/docker.tgz", &["--digest", &digest][..]),
+        ("ftp://example.com/docker.tgz", &["--digest", &digest]),
+        ("https:///docker.tgz", &["--digest", &digest]),
+        ("https://user:geheim@example.com/docker.tgz", &["--digest", &digest]),
+        ("https://example.com/docker.tgz?token=geheim", &[]),
+        ("https://example.com/docker.tgz", &["--digest", &digest, "--ca-file", "/nonexistent/ca.pem"]),
+        ("https://example.com/docker.tgz", &["--digest", &digest, "--ca-file", &no_pem]),
+        ("https://example.com/docker.tgz", &["--digest", &digest, "--ca-file", &bad_pem]),
+        ("docker.tgz", &["--ca-file", &no_pem]),
+        // Nothing is wrong with these; only the server is not there.
+        ("https://example.com/docker.tgz?token=geheim", &["--digest", &digest]),
+    ] {
+        for verb in ["plan", "upgrade"] {
+            let mut args = vec![verb, "--socket", "/nonexistent/requeen.sock", "--bundle", url];
+            args.extend(flags);
+            let said = requeen(&args);
+            match verb {
+                "plan" => seen += &format!("# {url} {}\n{said}", flags.join(" ")),
+                _ => assert!(seen.ends_with(&said), "{url}: both verbs say the same, not {said}"),
+            }
+        }
+    }
+    assert!(!seen.lines().any(|line| !line.starts_with('#') && line.contains("geheim")), "{seen}");
+    insta::assert_snapshot!(seen.replace(dir.path().to_str().unwrap(), "DIR").replace(&digest, "DIGEST"));
+}
+
+#[test]
 fn what_packagers_want() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_str().unwrap();
@@ -139,7 +191,7 @@ fn installed_it_is_the_same_program_by_its_own_name() {
     assert_eq!(seen, format!("exit: 0\n--- stdout\ninstalled {path}/requeen\n--- stderr\n"));
     let installed = std::process::Command::new(dir.path().join("requeen")).arg("--version").output().unwrap();
     assert_eq!(String::from_utf8(installed.stdout).unwrap(), concat!("requeen ", env!("CARGO_PKG_VERSION"), "\n"));
-    assert!(requeen(&["install", "/nonexistent"]).starts_with("exit: 1\n"));
+    assert!(requeen(&["install", "/proc"]).starts_with("exit: 1\n"));
 }
 
 #[test]

@@ -1,6 +1,12 @@
 //! The command line against a server that plays a script.
 
+#[path = "cli_server/closed_pipes.rs"]
+mod closed_pipes;
 mod common;
+#[path = "cli_server/interrupts.rs"]
+mod interrupts;
+#[path = "cli_server/terminal.rs"]
+mod terminal;
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -8,10 +14,13 @@ use std::sync::{Arc, Mutex};
 
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use common::{PROGRAM, described, tarball};
-use coordinator::api::{Failure, FailureKind, NodeStatus, RolloutView, Started, StatusView, StoredBundle};
+use coordinator::api::{
+    Failure, FailureKind, Fetched, Fetching, NodeStatus, RolloutView, Started, StatusView, StoredBundle, TimeLimit,
+};
 use coordinator::plan::model::{Availability, Outcome, Phase, Role, Step};
 use requeen_protocol::{BundleRef, Digest, RolloutId};
 use serde_json::json;
@@ -21,7 +30,7 @@ use tokio::net::UnixListener;
 /// What the server answers, and what it was asked.
 #[derive(Default)]
 struct Script {
-    /// Answer to everything but `/bundle` and `/status`.
+    /// Answer to everything but `/bundle` and `/status`; none: it is kept waiting.
     answer: Option<Result<serde_json::Value, Failure>>,
     /// Answers to `/status`, the last one again and again.
     statuses: Vec<StatusView>,
@@ -37,22 +46,38 @@ async fn play(State(script): State<Shared>, request: Request) -> Response {
         return StatusCode::BAD_REQUEST.into_response();
     }
     let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
-    let mut script = script.lock().unwrap();
-    if parts.uri.path() == "/status" {
-        let status = script.statuses[0].clone();
-        if script.statuses.len() > 1 {
-            script.statuses.remove(0);
+    let answer = script.lock().unwrap().answer(&parts, &body);
+    match answer {
+        Some(answer) => answer,
+        None => std::future::pending().await,
+    }
+}
+
+impl Script {
+    /// What is answered to a request, if anything.
+    fn answer(&mut self, head: &Parts, body: &[u8]) -> Option<Response> {
+        if head.uri.path() == "/status" {
+            let status = self.statuses[0].clone();
+            if self.statuses.len() > 1 {
+                self.statuses.remove(0);
+            }
+            return Some(Json(status).into_response());
         }
-        return Json(status).into_response();
-    }
-    if parts.uri.path() == "/bundle" {
-        script.asked.push(format!("{} {} {} bytes", parts.method, parts.uri, body.len()));
-        return Json(stored()).into_response();
-    }
-    script.asked.push(format!("{} {} {}", parts.method, parts.uri, String::from_utf8_lossy(&body)));
-    match script.answer.clone().unwrap() {
-        Ok(value) => Json(value).into_response(),
-        Err(failure) => (StatusCode::CONFLICT, Json(failure)).into_response(),
+        if head.uri.path() == "/bundle" {
+            self.asked.push(format!("{} {} {} bytes", head.method, head.uri, body.len()));
+            return Some(Json(stored()).into_response());
+        }
+        self.asked.push(format!("{} {} {}", head.method, head.uri, String::from_utf8_lossy(body)));
+        if head.uri.path() == "/fetch" {
+            return Some(fetched(&String::from_utf8_lossy(body)).into_response());
+        }
+        if let (Some(Ok(serde_json::Value::String(said))), "/diag") = (&self.answer, head.uri.path()) {
+            return Some(said.clone().into_response());
+        }
+        Some(match self.answer.clone()? {
+            Ok(value) => Json(value).into_response(),
+            Err(failure) => (StatusCode::CONFLICT, Json(failure)).into_response(),
+        })
     }
 }
 
@@ -118,6 +143,22 @@ fn stored() -> StoredBundle {
     StoredBundle { bundle, ignored: vec!["docker/README".into()] }
 }
 
+/// How a fetch goes: fails, where the URL says so.
+fn fetched(question: &str) -> String {
+    let lines = [(0, None), (1 << 20, Some("connection reset")), (1 << 20, Some("connection reset")), (2 << 20, None)];
+    let lines =
+        lines.map(|(done, trouble)| Fetching { done, total: Some(2 << 20), trouble: trouble.map(str::to_owned) });
+    let lines: String = lines.iter().map(|line| serde_json::to_string(line).unwrap() + "\n").collect();
+    let end = if question.contains("nowhere") {
+        let error = "can't fetch https://nowhere/docker.tgz".into();
+        Fetched::Failed(Failure { kind: FailureKind::Unreachable, error, hint: Some("try again later".into()) })
+    } else {
+        Fetched::Stored(stored())
+    };
+    // Whatever happened to it: an answer without its end is none.
+    if question.contains("dies") { lines } else { lines + &serde_json::to_string(&end).unwrap() }
+}
+
 fn node(hostname: &str, role: Role, step: Step, times: &[(&str, u64)]) -> NodeStatus {
     NodeStatus {
         id: format!("id-{hostname}"),
@@ -149,6 +190,7 @@ fn status(phase: Phase, elapsed_ms: u64, nodes: Vec<NodeStatus>) -> StatusView {
             owner: "m1".into(),
             started_at: "2026-11-21T12:00:00Z".into(),
             elapsed_ms,
+            limit: None,
         }),
         without_record: Vec::new(),
         nodes,
@@ -213,7 +255,7 @@ fn an_upgrade_is_followed_to_its_end() {
         json!({
             "bundle": digest(), "policy": "auto", "workers_at_once": 1, "only": ["m1", "w1"], "exclude": [],
             "manual": true, "accept_control_plane_outage": false, "allow_downgrade": false,
-            "start_timeout_secs": 120, "stage_timeout_secs": 600,
+            "start_timeout_secs": 120, "stage_timeout_secs": 600, "only_outdated": false, "not_after": null,
         })
     );
 }
@@ -258,6 +300,47 @@ fn a_bundle_comes_through_stdin() {
     let output = server.run(&["upgrade", "--bundle", "-", "--digest", &other], stdin());
     assert_eq!(output.status.code(), Some(2), "{}", described(&output));
     assert_eq!(server.asked().len(), 3, "{:?}", server.asked());
+}
+
+#[test]
+fn a_bundle_is_fetched_by_the_server() {
+    let server = Server::new(Script { answer: started(), statuses: story(), asked: vec![] });
+    let digest = digest().to_string();
+    let ca_file = server.dir.path().join("ca.pem");
+    let authority = rcgen::generate_simple_self_signed(["authority".to_owned()]).unwrap();
+    // What else is in the file stays here.
+    std::fs::write(&ca_file, authority.signing_key.serialize_pem() + &authority.cert.pem()).unwrap();
+    let upgrade = |url: &str, more: &[&str]| {
+        let args = [&["upgrade", "--bundle", url, "--digest", &digest, "--detach"], more].concat();
+        server.says(&args)
+    };
+    let seen = upgrade("https://example.com/docker.tgz?token=t", &["--ca-file", ca_file.to_str().unwrap()]);
+    insta::assert_snapshot!(seen, @"
+    exit: 0
+    --- stdout
+    rollout r1 has begun
+    --- stderr
+    the server fetches https://example.com/docker.tgz
+    broken off after 1.00 MiB, trying again: connection reset
+    left out of the bundle, as no file of an engine: docker/README
+    hint: `requeen status --watch` follows it
+    ");
+    let asked = server.asked();
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    let question: serde_json::Value = serde_json::from_str(asked[0].strip_prefix("POST /fetch ").unwrap()).unwrap();
+    let root = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, authority.cert.der());
+    assert_eq!(question, json!({"url": "https://example.com/docker.tgz?token=t", "digest": digest, "roots": [root]}));
+
+    insta::assert_snapshot!(upgrade("https://nowhere/docker.tgz", &["--json"]), @"
+    exit: 3
+    --- stdout
+    --- stderr
+    error: can't fetch https://nowhere/docker.tgz
+    hint: try again later
+    ");
+    let seen = upgrade("https://dies/docker.tgz", &["--json"]);
+    assert!(seen.starts_with("exit: 3\n") && seen.contains("POST /fetch"), "{seen}");
+    assert_eq!(server.asked().len(), 4, "no rollout without a bundle");
 }
 
 #[test]
@@ -327,6 +410,81 @@ fn force_is_not_taken_without_a_word() {
 }
 
 #[test]
+fn a_slot_is_not_freed_without_a_word() {
+    let view = json!({
+        "rollout": "r1", "id": "id-w1", "hostname": "w1", "role": "worker",
+        "swarm": {"availability": "drain", "ready": false, "reachable": null}, "before": "active",
+        "step": "swapping", "since_ms": 61000, "agent": null, "said": null, "silent_secs": null,
+        "meaning": ["it may be anywhere"], "hint": "look at it", "released": true,
+    });
+    let script = || Script { answer: Some(Ok(view.clone())), ..Script::default() };
+    let server = Server::new(script());
+    insta::assert_snapshot!(server.says(&["release", "w1"]), @"
+    exit: 2
+    --- stdout
+    w1 holds a slot of rollout r1
+      role:          worker
+      availability:  drain (active before)
+      in the swarm:  down
+      step:          swapping, for 1m01s
+      agent:         not heard since this coordinator runs
+    what it means to free its slot:
+      - it may be anywhere
+    --- stderr
+    error: not confirmed: w1 keeps its slot
+    hint: say yes on a terminal, or give --yes
+    ");
+    let look = r#"POST /release {"node":"w1","at":null}"#;
+    assert_eq!(server.asked(), [look]);
+    let server = Server::new(script());
+    let seen = server.says(&["release", "w1", "--yes"]);
+    let words = "w1 is released: rollout r1 goes on without it\n--- stderr\nhint: look at it\n";
+    assert!(seen.starts_with("exit: 0\n") && seen.ends_with(words), "{seen}");
+    assert_eq!(server.asked(), [look, r#"POST /release {"node":"w1","at":"swapping"}"#]);
+    let output = Server::new(script()).run(&["release", "w1", "--yes", "--json"], Stdio::null());
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap(), view);
+}
+
+#[test]
+fn resuming_says_that_the_time_limit_is_lifted() {
+    for lifted in [false, true] {
+        let mut status = status(Phase::Running, 100, vec![]);
+        let not_after = "2026-11-22T06:00:00Z".parse().unwrap();
+        status.rollout.as_mut().unwrap().limit = Some(TimeLimit { not_after, lifted });
+        let answer = serde_json::to_value(status).unwrap();
+        for (verb, says) in [("resume", lifted), ("pause", false)] {
+            let server = Server::new(Script { answer: Some(Ok(answer.clone())), ..Script::default() });
+            let seen = server.says(&[verb]);
+            let note = "note: the time limit, not after 2026-11-22T06:00:00Z, is lifted\n";
+            assert_eq!(seen.contains(note), says, "{verb} {lifted}: {seen}");
+        }
+    }
+}
+
+#[test]
+fn history_is_asked_for_by_id() {
+    let empty = json!({"rollouts": [], "unreadable": []});
+    let server = Server::new(Script { answer: Some(Ok(empty)), ..Script::default() });
+    assert_eq!(server.says(&["history"]), "exit: 0\n--- stdout\nno rollout is on record\n--- stderr\n");
+    let failure = Failure { kind: FailureKind::Refused, error: "no rollout".into(), hint: Some("look".into()) };
+    let server = Server::new(Script { answer: Some(Err(failure)), ..Script::default() });
+    assert!(server.says(&["history", "2026/ü"]).starts_with("exit: 2\n"));
+    assert_eq!(server.asked(), ["GET /history/2026%2F%C3%BC "]);
+}
+
+#[test]
+fn a_time_limit_goes_to_the_server_as_a_point_in_time() {
+    let answer = Some(Ok(serde_json::to_value(Started::NothingToDo).unwrap()));
+    let server = Server::new(Script { answer, ..Script::default() });
+    let bundle = server.bundle();
+    let limit = "2999-01-02T03:04:00+01:00";
+    server.says(&["upgrade", "--bundle", bundle.to_str().unwrap(), "--only-outdated", "--not-after", limit]);
+    let asked = server.asked();
+    let question: serde_json::Value = serde_json::from_str(asked[1].strip_prefix("POST /rollouts ").unwrap()).unwrap();
+    assert_eq!((&question["only_outdated"], &question["not_after"]), (&json!(true), &json!("2999-01-02T02:04:00Z")));
+}
+
+#[test]
 fn a_server_that_restarts_is_waited_for() {
     let server = Server::new(Script { statuses: story(), ..Script::default() });
     let hidden = server.dir.path().join("hidden");
@@ -351,4 +509,182 @@ fn a_server_that_restarts_is_waited_for() {
     line.clear();
     std::io::BufRead::read_line(&mut words, &mut line).unwrap();
     assert!(line.starts_with("the server answers again"), "{line}");
+}
+
+fn deployment(services: &[&str]) -> serde_json::Value {
+    json!({
+        "services": services, "records": ["requeen-r1"],
+        "reached": [
+            {"id": "id-m1", "hostname": "m1", "by_hand": false}, {"id": "id-w1", "hostname": "w1", "by_hand": true},
+        ],
+        "silent": [{"hostname": "w2", "why": "its agent has been silent for 99 s", "command": "rm -rf x"}],
+    })
+}
+
+#[test]
+fn undeploy_says_what_it_removes_and_asks() {
+    let server = Server::new(Script { answer: Some(Ok(deployment(&["requeen-agent"]))), ..Script::default() });
+    insta::assert_snapshot!(server.says(&["undeploy", "--backups"]), @"
+    exit: 2
+    --- stdout
+    --- stderr
+    this will be removed:
+      service requeen-agent
+      1 record: swarm configs requeen-r1
+      on m1, w1: agents' programs in /var/lib/requeen/bin; journal, records and bundles in /var/lib/requeen/agent; sets of engine files in /var/lib/requeen/engines that are no backups
+      on m1, w1: the backups in /var/lib/requeen/engines: nothing is left to go back to
+      on this manager: bundles in the server's folder
+    engines, their files, and files that are not Requeen's stay as they are
+    w2 is not cleaned: its agent has been silent for 99 s
+    error: not confirmed: undeploy removes what is listed above
+    hint: say yes on a terminal, or give --yes
+    ");
+    assert_eq!(server.asked(), ["GET /undeploy "]);
+}
+
+#[test]
+fn undeploy_with_a_word_does_not_ask() {
+    let answer = json!({
+        "nothing": false, "services": ["requeen-agent"], "records": ["requeen-r1"],
+        "cleaned": [{"hostname": "w1", "by_hand": true, "left": [], "more": 0}],
+        "silent": [], "troubles": [], "server_node": "m1", "data_dir": "/var/lib/requeen",
+    });
+    let server = Server::new(Script { answer: Some(Ok(answer.clone())), ..Script::default() });
+    insta::assert_snapshot!(server.says(&["undeploy", "--yes"]), @"
+    exit: 0
+    --- stdout
+    removed service requeen-agent
+    removed 1 record of rollouts
+    cleaned w1
+    agents that were started by hand still run on w1; type there:
+      docker rm -f requeen-agent
+    last the coordinator and the command on m1; type there:
+      docker rm -f requeen && rm -f /var/lib/requeen/requeen.sock /usr/local/bin/requeen
+    --- stderr
+    ");
+    assert_eq!(server.asked(), [r#"POST /undeploy {"backups":false}"#]);
+    let output = server.run(&["undeploy", "--yes", "--json"], Stdio::null());
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap(), answer);
+}
+
+#[test]
+fn where_nothing_is_deployed_nobody_is_asked() {
+    let nothing = json!({"services": [], "records": [], "reached": [], "silent": []});
+    let server = Server::new(Script { answer: Some(Ok(nothing)), ..Script::default() });
+    assert_eq!(server.says(&["undeploy"]), "exit: 0\n--- stdout\nnothing is deployed\n--- stderr\n");
+    assert_eq!(server.asked(), ["GET /undeploy "]);
+}
+
+#[test]
+fn a_changed_file_is_shown_and_exits_with_1() {
+    let digest = |letter: &str| format!("sha256:{}", letter.repeat(64));
+    let answer = json!({
+        "newest": {"rollout": "r1", "version": "28.5.2"},
+        "nodes": [
+            {"id": "id-m1", "hostname": "m1", "role": "manager", "leader": true, "engine": "28.5.2", "rollout": "r1",
+             "verdict": "ok"},
+            {"id": "id-w1", "hostname": "w1", "role": "worker", "leader": false, "engine": "28.5.2", "rollout": "r1",
+             "verdict": "drifted", "restart_pending": false, "files": [
+                {"file": "ctr", "path": "/usr/bin/ctr", "installed": digest("a"), "found": digest("b"),
+                 "owner": "containerd"}]},
+        ],
+    });
+    let server = Server::new(Script { answer: Some(Ok(answer.clone())), ..Script::default() });
+    insta::assert_snapshot!(server.says(&["verify"]), @"
+    exit: 1
+    --- stdout
+    installed last: 28.5.2, by rollout r1
+    NODE  ROLE    ENGINE  FILES         INSTALLED BY
+    m1    leader  28.5.2  ok            r1
+    w1    worker  28.5.2  drifted: ctr  r1
+    w1: /usr/bin/ctr is bbbbbbbbbbbb, installed was aaaaaaaaaaaa; package containerd owns it
+    --- stderr
+    ");
+    let output = server.run(&["verify", "--json"], Stdio::null());
+    assert_eq!(
+        (output.status.code(), serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()),
+        (Some(1), answer)
+    );
+}
+
+/// What a server says that has collected from two nodes of three, and the archive.
+fn collected() -> Option<Result<serde_json::Value, Failure>> {
+    let lines = [
+        r#"{"event":"begun","rollout":"r1","made":"2026-11-21T12:00:00Z","nodes":["m1","w1","w2"]}"#,
+        r#"{"event":"node","hostname":"w1","collected":true,"why":null}"#,
+        r#"{"event":"node","hostname":"m1","collected":true,"why":null}"#,
+        r#"{"event":"node","hostname":"w2","collected":false,"why":"no agent has called from this node"}"#,
+        r#"{"event":"archive"}"#,
+        "the archive\nand more of it",
+    ];
+    Some(Ok(lines.join("\n").into()))
+}
+
+#[test]
+fn an_archive_is_written_once_and_the_missing_are_named() {
+    let server = Server::new(Script { answer: collected(), ..Script::default() });
+    let run = |args: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        command.args(args).env_clear().env("REQUEEN_SOCKET", server.socket()).current_dir(server.dir.path());
+        described(&command.stdin(Stdio::null()).output().unwrap())
+    };
+    insta::assert_snapshot!(run(&["diag", "--nodes", "m1,w1", "--nodes", "w2", "--since", "1970-01-01T00:01:00Z"]), @"
+    exit: 0
+    --- stdout
+    requeen-diag-r1.tar.gz
+    --- stderr
+    w1: collected
+    m1: collected
+    warning: w2 is missing in the archive: no agent has called from this node
+    2 of 3 nodes are in the archive
+    hint: look through it before you attach it to a report; its MANIFEST.txt says what was left out
+    ");
+    assert_eq!(server.asked(), [r#"POST /diag {"nodes":["m1","w1","w2"],"since_unix":60}"#]);
+    let path = server.dir.path().join("requeen-diag-r1.tar.gz");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "the archive\nand more of it");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+
+    // By its own name and by a given one: what is there stays as it is.
+    std::fs::write(&path, "mine").unwrap();
+    for args in [&["diag"][..], &["diag", "-o", "requeen-diag-r1.tar.gz"]] {
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(run(args), @"
+            exit: 2
+            --- stdout
+            --- stderr
+            error: requeen-diag-r1.tar.gz is there already
+            hint: remove it, or name another file: `-o FILE`
+            ");
+        }
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
+    assert!(run(&["diag", "-o", "no/such/folder.tgz"]).starts_with("exit: 1\n"));
+}
+
+#[test]
+fn an_archive_goes_to_stdout_or_its_summary_does() {
+    let server = Server::new(Script { answer: collected(), ..Script::default() });
+    let output = server.run(&["diag", "-o", "-"], Stdio::null());
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "the archive\nand more of it");
+    assert_eq!(output.status.code(), Some(0));
+    assert!(server.says(&["diag", "-o", "-", "--json"]).starts_with("exit: 2\n"));
+
+    let path = server.dir.path().join("x.tgz");
+    let output = server.run(&["diag", "--json", "-o", path.to_str().unwrap()], Stdio::null());
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["file"], path.to_str().unwrap());
+    assert_eq!(summary["nodes"][0], json!({ "hostname": "w1", "collected": true, "why": null }));
+    assert_eq!(summary["nodes"][2]["collected"], false);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("warning: w2 is missing"));
+}
+
+#[test]
+fn a_collection_that_breaks_off_leaves_nothing() {
+    let begun = r#"{"event":"begun","rollout":null,"made":"2026-11-21T12:00:00Z","nodes":["m1"]}"#;
+    let server = Server::new(Script { answer: Some(Ok(format!("{begun}\n{{\"event\"").into())), ..Script::default() });
+    let path = server.dir.path().join("x.tgz");
+    let seen = server.says(&["diag", "-o", path.to_str().unwrap()]);
+    assert!(seen.starts_with("exit: 3\n"), "{seen}");
+    assert!(!path.exists());
 }

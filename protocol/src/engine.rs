@@ -102,6 +102,20 @@ pub struct EngineFacts {
     pub files: BTreeMap<EngineFile, FileFact>,
 }
 
+/// The set of engine files that a swap installed last on a host, whatever is there now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Installed {
+    /// The set.
+    pub set: Digest,
+    /// Version of its dockerd.
+    pub version: String,
+    /// Digest of every file of it.
+    pub files: BTreeMap<EngineFile, Digest>,
+    /// For files whose content is another one now: the package that owns the path, where one does.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub owners: BTreeMap<EngineFile, String>,
+}
+
 /// A bundle that can be fetched from the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BundleRef {

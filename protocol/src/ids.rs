@@ -49,6 +49,10 @@ text_id! {
     /// A stop permit's ID; an executor accepts each one once.
     PermitId
 }
+text_id! {
+    /// The ID of a collection for a bug report.
+    CollectionId
+}
 
 /// A SHA-256 digest, written `sha256:` and 64 lower-case hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

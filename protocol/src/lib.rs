@@ -9,16 +9,24 @@
 //! An agent talks to every manager of its swarm that runs a coordinator, so each of them knows all that is true. Only
 //! one gives orders: the owner of the open rollout, or whoever prepares one. The others answer [`Order::Standby`].
 //!
+//! For a bug report an answer may also ask for what the node knows of itself ([`Collect`]); no order is
+//! touched by that, and [`redact`] takes the secrets out.
+//!
 //! Here live plain data and their parsers. No I/O, no clock, no randomness.
 
+mod clean;
+mod collect;
 mod engine;
 mod ids;
 mod lease;
 mod order;
+pub mod redact;
 mod report;
 
-pub use engine::{BundleRef, EngineFacts, EngineFile, FileFact, Target};
-pub use ids::{Digest, InvalidDigest, LeaseId, NodeId, PermitId, RolloutId};
+pub use clean::{Cleaning, Left};
+pub use collect::{Collect, InvalidCollect};
+pub use engine::{BundleRef, EngineFacts, EngineFile, FileFact, Installed, Target};
+pub use ids::{CollectionId, Digest, InvalidDigest, LeaseId, NodeId, PermitId, RolloutId};
 pub use lease::{Lease, StopPermit};
 pub use order::Order;
 pub use report::{Activity, ErrorBody, NodeState, Preflight, Problem, Progress, Report, Speaker, SwapPhase, Unreached};
@@ -43,6 +51,22 @@ pub const BUNDLE_PATH: &str = "/v1/bundles/";
 /// Header of an answer to a report: the digest's hexadecimal part of a bundle that the coordinator lacks. An agent that
 /// keeps it answers with a `PUT` to [`BUNDLE_PATH`].
 pub const WANTED_HEADER: &str = "requeen-wanted-bundle";
+/// HTTP header of reports and their answers. In an answer: a [`Collect`], what the coordinator wants to know for
+/// a bug report. In a report: the ID of the collection that the agent heard of last, or [`NO_COLLECTION`].
+pub const COLLECT_HEADER: &str = "requeen-collect";
+
+/// Value of [`COLLECT_HEADER`] in a report of an agent that has heard of none.
+pub const NO_COLLECTION: &str = "none";
+
+/// `POST` with a collection's ID appended: the sender's part of it, a tarball of at most
+/// [`MAX_COLLECTED`] bytes.
+pub const COLLECT_PATH: &str = "/v1/collect/";
+
+/// The largest part of a collection, bytes.
+pub const MAX_COLLECTED: u64 = 16 << 20;
+
+/// How long a collection waits for its parts, seconds.
+pub const COLLECT_SECS: u64 = 20;
 
 /// How long, in seconds, the server holds an answer that would repeat the order already seen.
 pub const LONG_POLL_SECS: u64 = 15;

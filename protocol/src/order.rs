@@ -73,13 +73,22 @@ pub enum Order {
         /// The rollout that has ended.
         rollout: RolloutId,
     },
+    /// Everything is being taken away: remove what agents left on the host.
+    Clean {
+        /// Whether the backups go too: the sets of engine files that were installed last.
+        backups: bool,
+    },
 }
 
 impl Order {
     /// The lease that the order is about.
     pub fn lease(&self) -> Option<&Lease> {
         match self {
-            Order::Wait { .. } | Order::Standby { .. } | Order::Stage { .. } | Order::Forget { .. } => None,
+            Order::Wait { .. }
+            | Order::Standby { .. }
+            | Order::Stage { .. }
+            | Order::Forget { .. }
+            | Order::Clean { .. } => None,
             Order::Hold { lease, .. }
             | Order::Link { lease }
             | Order::Settle { lease }

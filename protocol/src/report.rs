@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, EngineFacts, EngineFile, LeaseId, NodeId, RolloutId};
+use crate::{Cleaning, Digest, EngineFacts, EngineFile, Installed, LeaseId, NodeId, RolloutId};
 
 /// An agent's word on its node, complete every time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +17,9 @@ pub struct Report {
     pub boot_id: String,
     /// The engine that runs; absent while it is down or does not answer.
     pub engine: Option<EngineFacts>,
+    /// What the agent remembers to have installed; absent where nothing was, or while an executor speaks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installed: Option<Installed>,
     /// Where the node stands.
     pub state: NodeState,
     /// The order that this agent already acts on; the server holds its answer while it is the same.
@@ -151,13 +154,20 @@ pub enum NodeState {
         /// The last lines of the engine's log, where there are any.
         log: Vec<String>,
     },
+    /// In no rollout, and the order to clean was carried out or refused. The next other order ends it.
+    Cleaned {
+        /// Whether the backups were to go too.
+        backups: bool,
+        /// How it ended.
+        cleaning: Cleaning,
+    },
 }
 
 impl NodeState {
     /// The rollout that the state belongs to.
     pub fn rollout(&self) -> Option<&RolloutId> {
         match self {
-            NodeState::Idle => None,
+            NodeState::Idle | NodeState::Cleaned { .. } => None,
             NodeState::Staging { rollout, .. }
             | NodeState::Staged { rollout, .. }
             | NodeState::Refused { rollout, .. }
@@ -178,7 +188,8 @@ impl NodeState {
             | NodeState::Staging { .. }
             | NodeState::Staged { .. }
             | NodeState::Refused { .. }
-            | NodeState::Stuck { .. } => None,
+            | NodeState::Stuck { .. }
+            | NodeState::Cleaned { .. } => None,
             NodeState::Leased { lease, .. }
             | NodeState::Linked { lease, .. }
             | NodeState::Swapping { lease, .. }
@@ -266,4 +277,17 @@ pub struct ErrorBody {
     /// What to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_of_an_agent_that_knows_of_no_installed_set_reads() {
+        let older = r#"{"node":"n","agent_version":"0","speaker":"task","boot_id":"b","engine":null,
+            "state":{"state":"idle"},"seen":null}"#;
+        let report: Report = serde_json::from_str(older).unwrap();
+        assert_eq!((report.state, report.installed), (NodeState::Idle, None));
+    }
 }

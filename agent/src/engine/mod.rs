@@ -4,4 +4,5 @@
 
 pub mod api;
 pub mod facts;
+pub mod raw;
 pub mod systemd;

@@ -123,6 +123,8 @@ fn decided(view: View<'_>, heard: &Heard, now: BootTime) -> Result<Decision, Ref
         Order::Stage { rollout, .. } => stage(view, rollout),
         Order::Forget { rollout } => forget(view, rollout),
         Order::Hold { lease, .. } => hold(view, heard.sent, lease, now),
+        // Cleaning is the task's work; an executor that has nothing left to do makes way for it.
+        Order::Clean { .. } => Ok(plain(end(work)?)),
         Order::Link { lease } => {
             let renewed = renewed(view, lease, heard.sent, now)?;
             let phase = &held(view, lease)?.phase;
@@ -186,11 +188,13 @@ fn forget(view: View<'_>, rollout: &RolloutId) -> Result<Decision, Refusal> {
     Ok(plain(end(work)?))
 }
 
-/// The way to the executor's end: links first go back, and a swap is finished.
+/// The way to the executor's end: links first go back, and a swap is finished. A new engine that was proved here and of
+/// which the rollout knows nothing any more stays: its files are made plain.
 fn end(work: Option<&Work>) -> Result<Act, Refusal> {
     match work {
         None => Ok(Act::End),
         Some(work) if work.phase.is_final() => Ok(Act::End),
+        Some(work) if matches!(work.phase, Phase::Running { .. }) => Ok(Act::Settle),
         Some(work) if work.phase.is_committed() => Err(Refusal::Committed),
         Some(_) => Ok(Act::Unlink),
     }

@@ -202,9 +202,12 @@ fn once_committed_nothing_is_stopped_again_withdrawn_or_forgotten() {
         assert_eq!(case.stop(), Act::Refuse(Refusal::Committed));
         case.journal.used_permits.push("p1".into());
         assert_eq!(case.stop(), Act::Nothing);
-        for order in [Order::Withdraw { lease: lease("l1", 5) }, Order::Forget { rollout: "r1".into() }] {
-            assert_eq!(case.act(order), Act::Refuse(Refusal::Committed));
-        }
+        let refused = Act::Refuse(Refusal::Committed);
+        assert_eq!(case.act(Order::Withdraw { lease: lease("l1", 5) }), refused);
+        // A rollout that ended without this node leaves it the engine that it has proved.
+        let proved = matches!(case.journal.work.as_ref().unwrap().phase, Phase::Running { .. });
+        let expected = if proved { Act::Settle } else { refused };
+        assert_eq!(case.act(Order::Forget { rollout: "r1".into() }), expected);
     }
 }
 
@@ -244,6 +247,22 @@ fn links_come_back_before_the_executor_ends() {
 }
 
 #[test]
+fn an_executor_makes_way_for_cleaning_when_nothing_is_left_to_do() {
+    let clean = || Order::Clean { backups: true };
+    for phase in committed().into_iter().filter(|phase| !phase.is_final()) {
+        let running = matches!(phase, Phase::Running { .. });
+        let expected = if running { Act::Settle } else { Act::Refuse(Refusal::Committed) };
+        assert_eq!(Case::at(phase).act(clean()), expected);
+    }
+    assert_eq!(Case::at(Phase::Linked).act(clean()), Act::Unlink);
+    let mut case =
+        Case::at(Phase::Upgraded { engine_down_ms: 1, set: SetId(Digest::from_hex(&"a".repeat(64)).unwrap()) });
+    assert_eq!(case.act(clean()), Act::End);
+    case.journal.work = None;
+    assert_eq!(case.act(clean()), Act::End);
+}
+
+#[test]
 fn a_new_lease_replaces_one_that_did_nothing_and_no_other() {
     let hold = || Order::Hold { lease: lease("l2", 6), memo: String::new() };
     let begin = Act::Begin { lease: lease("l2", 6), ends: BootTime(110_000) };
@@ -268,4 +287,154 @@ fn what_is_for_another_node_or_rollout_is_refused() {
         case.act(Order::Hold { lease: other, memo: String::new() }),
         Act::Refuse(Refusal::OtherRollout("r2".into()))
     );
+}
+
+/// Every order of a coordinator that holds this lease.
+fn orders(lease: &Lease) -> Vec<Order> {
+    vec![
+        Order::Hold { lease: lease.clone(), memo: String::new() },
+        Order::Link { lease: lease.clone() },
+        Order::Stop { permit: StopPermit { id: "p1".into(), lease: lease.clone(), valid_secs: 20 } },
+        Order::Settle { lease: lease.clone() },
+        Order::SwitchBack { lease: lease.clone(), reason: String::new() },
+        Order::Withdraw { lease: lease.clone() },
+    ]
+}
+
+fn every_phase() -> Vec<Phase> {
+    let set = Digest::from_hex(&"b".repeat(64)).unwrap();
+    let mut phases = committed();
+    phases.extend([
+        Phase::Leased,
+        Phase::Linking,
+        Phase::Linked,
+        Phase::Unlinking,
+        Phase::Upgraded { engine_down_ms: 1, set: SetId(set) },
+        Phase::RolledBack { reason: String::new(), engine_down_ms: 1, log: vec![] },
+        Phase::Stuck { reason: String::new(), hint: String::new(), log: vec![] },
+    ]);
+    phases
+}
+
+#[test]
+fn another_nodes_lease_is_refused_in_every_order_at_every_phase() {
+    for phase in every_phase() {
+        let case = Case::at(phase.clone());
+        // The very lease that is held here, and one that is not, made out to somebody else.
+        for id in ["l1", "l2"] {
+            for order in orders(&Lease { node: "m".into(), ..lease(id, 5) }) {
+                let act = case.act(order.clone());
+                let refused = matches!(act, Act::Refuse(Refusal::OtherNode(_) | Refusal::OtherLease(_)));
+                assert!(refused, "{phase:?} {order:?}: {act:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_old_epochs_lease_is_refused_in_every_order_at_every_phase() {
+    for phase in every_phase() {
+        let mut case = Case::at(phase.clone());
+        // A coordinator has taken over since the lease was given, and its predecessor does not know.
+        case.journal.max_epoch = 6;
+        for order in orders(&lease("l1", 5)) {
+            let act = case.act(order.clone());
+            assert_eq!(act, Act::Refuse(Refusal::StaleEpoch { epoch: 5, seen: 6 }), "{phase:?} {order:?}");
+        }
+        // One that is not held at all names itself as such, if it is not found out to be old before.
+        for order in orders(&lease("l0", 5)) {
+            let act = case.act(order.clone());
+            let refused = matches!(act, Act::Refuse(Refusal::StaleEpoch { .. } | Refusal::OtherLease(_)));
+            assert!(refused, "{phase:?} {order:?}: {act:?}");
+        }
+    }
+}
+
+#[test]
+fn a_higher_epoch_goes_on_with_the_lease() {
+    let mut case = Case::at(Phase::Linked);
+    assert_eq!(case.act(Order::Hold { lease: lease("l1", u64::MAX), memo: String::new() }), Act::Nothing);
+    let taken_over = StopPermit { lease: lease("l1", 7), ..permit("p1") };
+    assert_eq!(case.act(Order::Stop { permit: taken_over }), Act::Stop { permit: "p1".into() });
+    case.journal.work = None;
+    assert!(matches!(case.act(Order::Hold { lease: lease("l2", 7), memo: String::new() }), Act::Begin { .. }));
+}
+
+#[test]
+fn a_lease_of_another_boot_is_good_for_nothing() {
+    for phase in [Phase::Leased, Phase::Linking, Phase::Linked] {
+        let mut case = Case::at(phase.clone());
+        case.boot_id = "boot-2";
+        for order in orders(&lease("l1", 5)).into_iter().take(3) {
+            assert_eq!(case.act(order.clone()), Act::Refuse(Refusal::OtherBoot), "{phase:?} {order:?}");
+        }
+        assert_eq!(case.act(Order::Withdraw { lease: lease("l1", 5) }), Act::Unlink, "{phase:?}");
+    }
+}
+
+#[test]
+fn a_permit_is_good_for_its_own_lease_and_once() {
+    let refused = |permit: StopPermit, refusal: Refusal| {
+        let case = Case::at(Phase::Linked);
+        assert_eq!(case.act(Order::Stop { permit }), Act::Refuse(refusal));
+    };
+    let of = |lease| StopPermit { lease, ..permit("p1") };
+    refused(of(lease("l0", 5)), Refusal::OtherLease("l0".into()));
+    refused(of(Lease { rollout: "r0".into(), ..lease("l1", 5) }), Refusal::OtherLease("l1".into()));
+    refused(of(Lease { node: "m".into(), ..lease("l1", 5) }), Refusal::OtherNode("m".into()));
+    refused(of(Lease { ttl_secs: 0, ..lease("l1", 5) }), Refusal::LeaseOver);
+    refused(StopPermit { valid_secs: 0, ..permit("p1") }, Refusal::PermitStale(0));
+
+    // Used, and the node is back where it was: rolled back, or linked anew under another lease.
+    let mut case = Case::at(Phase::Linked);
+    case.journal.used_permits.push("p1".into());
+    assert_eq!(case.stop(), Act::Refuse(Refusal::PermitUsed));
+    assert_eq!(case.act(Order::Stop { permit: permit("p2") }), Act::Stop { permit: "p2".into() });
+    for phase in every_phase().into_iter().filter(|phase| !phase.is_committed() && *phase != Phase::Linked) {
+        let mut case = Case::at(phase.clone());
+        for permits in [vec![], vec!["p1".into()]] {
+            case.journal.used_permits = permits;
+            let act = case.stop();
+            assert!(matches!(act, Act::Refuse(_)), "{phase:?}: {act:?}");
+        }
+    }
+}
+
+#[test]
+fn without_work_only_a_new_lease_begins_any() {
+    let mut case = Case::at(Phase::Leased);
+    case.journal.work = None;
+    for order in orders(&lease("l1", 5)) {
+        let act = case.act(order.clone());
+        match order {
+            Order::Hold { .. } => assert!(matches!(act, Act::Begin { .. }), "{act:?}"),
+            Order::Withdraw { .. } => assert_eq!(act, Act::Nothing),
+            Order::Link { .. } | Order::Stop { .. } | Order::Settle { .. } | Order::SwitchBack { .. } => {
+                assert_eq!(act, Act::Refuse(Refusal::OtherLease("l1".into())), "{order:?}");
+            }
+            Order::Wait { .. }
+            | Order::Standby { .. }
+            | Order::Stage { .. }
+            | Order::Forget { .. }
+            | Order::Clean { .. } => unreachable!("no lease in it"),
+        }
+    }
+    // Times that no clock reaches do not wrap around.
+    case.sent = u64::MAX;
+    let act = case.act(Order::Hold { lease: Lease { ttl_secs: u64::MAX, ..lease("l1", 5) }, memo: String::new() });
+    assert_eq!(act, Act::Begin { lease: Lease { ttl_secs: u64::MAX, ..lease("l1", 5) }, ends: BootTime(u64::MAX) });
+}
+
+#[test]
+fn an_order_for_another_rollout_touches_nothing() {
+    for phase in every_phase() {
+        let case = Case::at(phase.clone());
+        for order in orders(&Lease { rollout: "r2".into(), ..lease("l9", 5) }) {
+            let act = case.act(order.clone());
+            // A new lease may take back what one before it has linked; nothing else is done for it.
+            let holds = matches!(order, Order::Hold { .. });
+            let harmless = matches!(act, Act::Refuse(_)) || (holds && act == Act::Unlink);
+            assert!(harmless, "{phase:?} {order:?}: {act:?}");
+        }
+    }
 }

@@ -21,6 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::client::Client;
 use crate::clock::{BootTime, Clock, boot_id};
+use crate::collect::Collector;
 use crate::engine::systemd::Systemd;
 use crate::host::HostRoot;
 use crate::host::layout::{self, Layout};
@@ -171,7 +172,8 @@ impl<'a> Executor<'a> {
         let (tell, mut heard) = mpsc::channel(1);
         let client = Client::new(&self.options.root, self.options.port);
         let backoff = Backoff::new(MAX_PAUSE, self.options.chance);
-        let talk = tokio::spawn(converse(client, self.options.clock, backoff, self.say.subscribe(), tell));
+        let collector = Collector::new(&self.options.root, self.options.clock);
+        let talk = tokio::spawn(converse(client, self.options.clock, backoff, self.say.subscribe(), tell, collector));
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let ended = loop {
@@ -205,25 +207,7 @@ impl<'a> Executor<'a> {
     }
 
     fn engine_is_left_alone(&self) -> bool {
-        // A call to the socket of a stopped engine would start it.
-        self.journal.work.as_ref().is_none_or(|work| match work.phase {
-            Phase::Leased
-            | Phase::Linking
-            | Phase::Linked
-            | Phase::Unlinking
-            | Phase::Running { .. }
-            | Phase::SettlingNew { .. }
-            | Phase::SettlingOld { .. }
-            | Phase::Upgraded { .. }
-            | Phase::RolledBack { .. }
-            | Phase::Stuck { .. } => true,
-            Phase::Stopping { .. }
-            | Phase::Switching
-            | Phase::Starting
-            | Phase::Verifying
-            | Phase::SwitchingBack { .. }
-            | Phase::StartingOld { .. } => false,
-        })
+        self.journal.work.as_ref().is_none_or(|work| !work.phase.moves_engine())
     }
 
     /// Looks at what changes by itself.
@@ -255,6 +239,7 @@ impl<'a> Executor<'a> {
             speaker: Speaker::Executor,
             boot_id: self.boot_id.clone(),
             engine: self.observed.engine.clone(),
+            installed: None,
             state: self.state(),
             seen: self.seen.clone(),
             memo: self.memo.clone(),

@@ -38,7 +38,8 @@ const HELPER_DIRS: [&str; 8] = [
     "/usr/lib",
 ];
 
-const DEFAULT_CONFIG: &str = "/etc/docker/daemon.json";
+/// dockerd's configuration file, unless its command line names another one.
+pub(crate) const DEFAULT_CONFIG: &str = "/etc/docker/daemon.json";
 const DEFAULT_DATA_ROOT: &str = "/var/lib/docker";
 const DEFAULT_EXEC_ROOT: &str = "/var/run/docker";
 /// Where the client goes on a host that has none: people look for it there.

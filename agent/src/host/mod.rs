@@ -135,6 +135,8 @@ impl HostRoot {
         if self.is_own() {
             command.current_dir("/");
         } else {
+            // systemd's private socket does not answer a container; its bus does.
+            command.env("SYSTEMCTL_FORCE_BUS", "1");
             let prefix = self.prefix.clone();
             // SAFETY: between fork and exec the closure makes two system calls on a path that was
             // allocated before; it takes no lock. (nix copies short paths to the stack.)
@@ -151,11 +153,23 @@ impl HostRoot {
 
     /// Runs a program of the host to its end and takes what it prints. After `limit` it is killed.
     pub fn run<S: AsRef<OsStr>>(&self, program: &str, args: &[S], limit: Duration) -> Result<Ran, RunError> {
+        self.run_head(program, args, limit, u64::MAX)
+    }
+
+    /// Like [`HostRoot::run`], with at most `bytes` of what it prints on each of its outputs: one that prints
+    /// more finds its output closed.
+    pub fn run_head<S: AsRef<OsStr>>(
+        &self,
+        program: &str,
+        args: &[S],
+        limit: Duration,
+        bytes: u64,
+    ) -> Result<Ran, RunError> {
         let mut command = self.command(program, args);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|source| RunError::Start { program: program.to_owned(), source })?;
-        let stdout = collect(child.stdout.take());
-        let stderr = collect(child.stderr.take());
+        let stdout = collect(child.stdout.take(), bytes);
+        let stderr = collect(child.stderr.take(), bytes);
         let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
         let (ended, wait) = std::sync::mpsc::channel();
         // The waiting thread owns the child: it is reaped whichever way this ends.
@@ -220,13 +234,14 @@ fn parts(path: &Path) -> impl Iterator<Item = OsString> {
     })
 }
 
-/// Reads a pipe to its end on a thread, so that a talkative program never blocks on it.
-fn collect(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<String> {
+/// Reads a pipe to its end, or until it gave `limit` bytes, on a thread, so that a talkative program never
+/// blocks on it.
+fn collect(pipe: Option<impl Read + Send + 'static>, limit: u64) -> std::thread::JoinHandle<String> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
-        if let Some(mut pipe) = pipe {
+        if let Some(pipe) = pipe {
             // What was read before an error is still worth showing.
-            let _ = pipe.read_to_end(&mut bytes);
+            let _ = pipe.take(limit).read_to_end(&mut bytes);
         }
         String::from_utf8_lossy(&bytes).into_owned()
     })

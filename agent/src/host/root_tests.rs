@@ -58,6 +58,11 @@ fn programs_run_and_are_stopped() {
     let ran = own.run("/bin/sh", &["-c", loud], limit).unwrap();
     assert_eq!((ran.stdout.len(), ran.stderr.len()), (153_000, 153_000));
 
+    // No more than is wanted, and its end is not waited for in vain.
+    let ran = own.run_head("/bin/sh", &["-c", "while echo 0123456789abcdef; do :; done"], limit, 1000).unwrap();
+    assert_eq!(ran.stdout.len(), 1000);
+    assert!(!ran.status.success(), "{:?}", ran.status);
+
     let late = own.run("/bin/sh", &["-c", "exec sleep 600"], Duration::from_millis(50));
     assert!(matches!(late, Err(RunError::Timeout { .. })), "{late:?}");
     let none = own.run::<&str>("/not/there", &[], limit);

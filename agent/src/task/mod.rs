@@ -9,17 +9,22 @@ mod staging;
 
 use std::time::Duration;
 
-use requeen_protocol::{EngineFacts, Lease, NodeState, Order, Progress, Report, RolloutId, Speaker};
+use requeen_protocol::{
+    Cleaning, EngineFacts, Installed, Lease, NodeState, Order, Problem, Progress, Report, RolloutId, Speaker,
+};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::clean;
 use crate::client::Client;
 use crate::clock::{Clock, boot_id};
+use crate::collect::Collector;
 use crate::engine::api::{Api, ApiError, SwarmFacts};
 use crate::engine::facts::{self, DigestCache};
 use crate::host::HostRoot;
 use crate::host::layout::{self, Layout};
+use crate::installed::{self, Owners};
 use crate::journal::Journal;
 use crate::launch::{HandOver, launch};
 use crate::lock;
@@ -102,10 +107,14 @@ struct Task<'a> {
     layout: Option<Layout>,
     cache: DigestCache,
     engine: Option<EngineFacts>,
+    installed: Option<Installed>,
+    owners: Owners,
     looked: Option<Instant>,
     state: NodeState,
     seen: Option<Box<Order>>,
     job: Option<Job>,
+    /// Staging that was given up: open for as long as a thread of it still writes.
+    given_up: Option<watch::Receiver<Progress>>,
     say: watch::Sender<Option<Say>>,
     why: String,
 }
@@ -142,10 +151,13 @@ impl<'a> Task<'a> {
             layout: layout::discover(root).ok(),
             cache: DigestCache::default(),
             engine: None,
+            installed: None,
+            owners: Owners::default(),
             looked: None,
             state: Staged::load(root).map_or(NodeState::Idle, |staged| staged.state()),
             seen: None,
             job: None,
+            given_up: None,
             say: watch::Sender::new(None),
             why: String::new(),
             swarm,
@@ -158,7 +170,8 @@ impl<'a> Task<'a> {
         let client = Client::new(&self.options.root, self.options.port);
         let backoff = Backoff::new(MAX_PAUSE, self.options.chance);
         let listen = self.say.subscribe();
-        let talk = converse(client, self.options.clock, backoff, listen, tell);
+        let collector = Collector::new(&self.options.root, self.options.clock);
+        let talk = converse(client, self.options.clock, backoff, listen, tell, collector);
         let talk = AbortOnDrop(tokio::spawn(talk));
         tracing::info!(node = %self.swarm.node, "reporting to the swarm's managers");
         loop {
@@ -191,6 +204,7 @@ impl<'a> Task<'a> {
             speaker: Speaker::Task,
             boot_id: self.boot_id.clone(),
             engine: self.engine.clone(),
+            installed: self.installed.clone(),
             state: self.state.clone(),
             seen: self.seen.clone(),
             memo: memo::load(&self.options.root),
@@ -211,6 +225,7 @@ impl<'a> Task<'a> {
             self.swarm = swarm;
         }
         let files = facts::read_files(&root, self.layout.as_ref(), &mut self.cache).await;
+        self.installed = installed::look(&root, &files, &mut self.owners).await;
         facts::engine(&root, &api, files).await
     }
 
@@ -224,6 +239,11 @@ impl<'a> Task<'a> {
         {
             tracing::info!(node = %self.swarm.node, "waiting: {why}");
             self.why.clone_from(why);
+            // New words are answered with what is true now.
+            self.look_anew();
+        }
+        if matches!(self.state, NodeState::Cleaned { .. }) && !matches!(order, Order::Clean { .. }) {
+            self.state = NodeState::Idle;
         }
         self.seen = Some(Box::new(order));
         match act {
@@ -237,11 +257,21 @@ impl<'a> Task<'a> {
                 self.forget(&rollout);
                 None
             }
+            Act::Clean { backups } => {
+                self.clean(backups).await;
+                None
+            }
             Act::Refuse(why) => {
                 tracing::warn!(node = %self.swarm.node, "order refused: {why}");
                 None
             }
         }
+    }
+
+    /// The engine and its files are looked at before the next report.
+    fn look_anew(&mut self) {
+        self.layout = layout::discover(&self.options.root).ok();
+        self.looked = None;
     }
 
     fn stage(&mut self, wanted: Wanted) {
@@ -277,8 +307,7 @@ impl<'a> Task<'a> {
             tracing::info!(node = %self.swarm.node, step = "stage", "staged");
         }
         // The engine's files may have been found only now.
-        self.layout = layout::discover(&self.options.root).ok();
-        self.looked = None;
+        self.look_anew();
     }
 
     fn progress(&mut self) {
@@ -287,8 +316,41 @@ impl<'a> Task<'a> {
         }
     }
 
+    fn give_up_staging(&mut self) {
+        if let Some(job) = self.job.take() {
+            self.given_up = Some(job.progress.clone());
+        }
+    }
+
+    /// Takes away what agents left here. Nothing is made again before another order wants it.
+    async fn clean(&mut self, backups: bool) {
+        self.give_up_staging();
+        if self.given_up.as_ref().is_some_and(|progress| progress.has_changed().is_ok()) {
+            // The order comes again when the server has held its answer.
+            tracing::info!(node = %self.swarm.node, step = "clean", "staging that was given up has yet to end");
+            return;
+        }
+        self.given_up = None;
+        let root = self.options.root.clone();
+        let cleaned = tokio::task::spawn_blocking(move || clean::clean(&root, backups)).await;
+        let cleaning = cleaned.unwrap_or_else(|error| Cleaning::Refused {
+            problem: Problem { what: error.to_string(), hint: "see the agent's log on this node".to_owned() },
+        });
+        match &cleaning {
+            Cleaning::Done { left, more } => {
+                let left = left.len() as u64 + more;
+                tracing::info!(node = %self.swarm.node, step = "clean", left, "cleaned");
+            }
+            Cleaning::Refused { problem } => {
+                tracing::warn!(node = %self.swarm.node, step = "clean", "{}; hint: {}", problem.what, problem.hint);
+            }
+        }
+        self.installed = None;
+        self.state = NodeState::Cleaned { backups, cleaning };
+    }
+
     fn forget(&mut self, rollout: &RolloutId) {
-        self.job = None;
+        self.give_up_staging();
         match staged::forget(&self.options.root) {
             Ok(()) => {
                 tracing::info!(node = %self.swarm.node, %rollout, "the rollout has ended");

@@ -15,6 +15,11 @@ pub(crate) enum Act {
     HandOver(Lease),
     /// Remove what the rollout left.
     Forget(RolloutId),
+    /// Remove everything that agents left here.
+    Clean {
+        /// The backups too.
+        backups: bool,
+    },
     /// The order does not fit this node; why.
     Refuse(String),
 }
@@ -45,6 +50,21 @@ pub(crate) fn act(order: &Order, node: &NodeId, state: &NodeState, wanted: Optio
                 Act::Nothing
             }
         }
+        Order::Clean { backups } => match state {
+            NodeState::Cleaned { backups: done, .. } if done == backups => Act::Nothing,
+            NodeState::Idle
+            | NodeState::Staging { .. }
+            | NodeState::Staged { .. }
+            | NodeState::Refused { .. }
+            | NodeState::Leased { .. }
+            | NodeState::Linked { .. }
+            | NodeState::Swapping { .. }
+            | NodeState::Running { .. }
+            | NodeState::Upgraded { .. }
+            | NodeState::RolledBack { .. }
+            | NodeState::Stuck { .. }
+            | NodeState::Cleaned { .. } => Act::Clean { backups: *backups },
+        },
     }
 }
 
@@ -64,7 +84,8 @@ fn hand_over(lease: &Lease, node: &NodeId, state: &NodeState) -> Act {
         | NodeState::Running { .. }
         | NodeState::Upgraded { .. }
         | NodeState::RolledBack { .. }
-        | NodeState::Stuck { .. } => {
+        | NodeState::Stuck { .. }
+        | NodeState::Cleaned { .. } => {
             Act::Refuse(format!("lease {} is for rollout {}, which is not staged here", lease.id, lease.rollout))
         }
     }
@@ -72,7 +93,7 @@ fn hand_over(lease: &Lease, node: &NodeId, state: &NodeState) -> Act {
 
 #[cfg(test)]
 mod tests {
-    use requeen_protocol::{Digest, Preflight, Target};
+    use requeen_protocol::{Cleaning, Digest, Preflight, Target};
 
     use super::*;
 
@@ -135,6 +156,31 @@ mod tests {
             [(hold("r1", "other"), staged("r1")), (hold("r2", "n"), staged("r1")), (hold("r1", "n"), NodeState::Idle)]
         {
             assert!(matches!(act(order, state), Act::Refuse(_)));
+        }
+    }
+
+    #[test]
+    fn cleaning_is_done_once_per_order() {
+        let act = |backups: bool, state: &NodeState| act(&Order::Clean { backups }, &"n".into(), state, None);
+        let cleaned = |backups| NodeState::Cleaned { backups, cleaning: Cleaning::Done { left: vec![], more: 0 } };
+        assert_eq!(act(false, &NodeState::Idle), Act::Clean { backups: false });
+        assert_eq!(act(false, &cleaned(false)), Act::Nothing);
+        assert_eq!(act(true, &cleaned(false)), Act::Clean { backups: true });
+    }
+
+    #[test]
+    fn another_nodes_lease_starts_no_executor() {
+        let stolen = || lease("r1", "other");
+        let permit = requeen_protocol::StopPermit { id: "p".into(), lease: stolen(), valid_secs: 20 };
+        for order in [
+            Order::Hold { lease: stolen(), memo: String::new() },
+            Order::Link { lease: stolen() },
+            Order::Stop { permit },
+            Order::Settle { lease: stolen() },
+            Order::SwitchBack { lease: stolen(), reason: String::new() },
+        ] {
+            let act = act(&order, &"n".into(), &staged("r1"), None);
+            assert!(matches!(&act, Act::Refuse(why) if why.contains("other")), "{order:?}: {act:?}");
         }
     }
 

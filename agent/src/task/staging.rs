@@ -21,7 +21,7 @@ use crate::words::chain;
 /// Nothing done yet.
 pub(crate) const START: Progress = Progress { activity: Activity::Inspect, done: 0, total: 0 };
 
-/// What staging needs.
+/// What staging needs. As long as anything of it works, however it was told to end, a sender of its progress lives.
 pub(crate) struct Order {
     pub(crate) root: HostRoot,
     pub(crate) client: Client,
@@ -62,7 +62,8 @@ async fn prepare(order: &mut Order, engine: Engine) -> Result<Outcome, Vec<Probl
     let target = order.wanted.target.clone();
     let version = engine.version.clone();
     let allow_downgrade = order.wanted.allow_downgrade;
-    let (layout, store, old) = blocking(move || {
+    let alive = order.progress.clone();
+    let (layout, store, old) = blocking(&alive, move || {
         let layout = layout::discover(&root)?;
         if let Target::Bundle(bundle) = &target {
             preflight::before_fetching(&root, bundle, &version, allow_downgrade)?;
@@ -83,7 +84,7 @@ async fn prepare(order: &mut Order, engine: Engine) -> Result<Outcome, Vec<Probl
                 .await
                 .map_err(|error| vec![error.into()])?;
             let (store, base, progress) = (store.clone(), old.clone(), order.progress.clone());
-            blocking(move || {
+            blocking(&alive, move || {
                 let mut tell = |done| {
                     progress.send_replace(Progress { activity: Activity::Unpack, done, total: bundle.size });
                 };
@@ -107,7 +108,7 @@ async fn prepare(order: &mut Order, engine: Engine) -> Result<Outcome, Vec<Probl
         arch: machine(),
         standalone: engine.standalone,
     };
-    blocking(move || {
+    blocking(&alive, move || {
         let preflight = preflight::check(&root, &layout, &store, &new, &old, &input)?;
         Ok(Outcome::Ready { preflight, old, new })
     })
@@ -132,8 +133,16 @@ fn problem(error: &dyn std::error::Error) -> Vec<Problem> {
     vec![Problem { what: chain(error), hint: "see the agent's log on this node, then start again".to_owned() }]
 }
 
+/// Works on a thread, which holds `alive` to its end even if nobody waits for it any more.
 async fn blocking<T: Send + 'static>(
+    alive: &watch::Sender<Progress>,
     work: impl FnOnce() -> Result<T, Vec<Problem>> + Send + 'static,
 ) -> Result<T, Vec<Problem>> {
+    let alive = alive.clone();
+    let work = move || {
+        let result = work();
+        drop(alive);
+        result
+    };
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(problem(&error)))
 }

@@ -6,6 +6,7 @@
 
 mod elf;
 mod error;
+mod url;
 mod version;
 
 use std::cell::Cell;
@@ -22,6 +23,7 @@ use tar::{Archive, EntryType};
 
 use crate::api::StoredBundle;
 pub use error::BundleError;
+pub use url::{BundleUrl, UrlError};
 
 /// How much a bundle may hold.
 struct Limits {
@@ -243,7 +245,8 @@ fn version_of_whole(path: &Path) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-fn to_digest(hash: Sha256) -> Digest {
+/// The digest of all that `hash` was given.
+pub(crate) fn to_digest(hash: Sha256) -> Digest {
     Digest::from_hex(&hex::encode(hash.finalize())).expect("32 bytes are 64 hexadecimal digits")
 }
 

@@ -12,6 +12,12 @@ pub(crate) async fn resume(context: &Context) -> Result<Exit, CliError> {
     say(context, "/resume", "the rollout goes on; `requeen status --watch` follows it").await
 }
 
+/// What the operator should know of the time limit after a word: that it counts no more.
+fn lifted(status: &StatusView) -> Option<String> {
+    let limit = status.rollout.as_ref()?.limit.as_ref().filter(|limit| limit.lifted)?;
+    Some(format!("note: the time limit, not after {}, is lifted", limit.not_after))
+}
+
 pub(crate) async fn abort(context: &Context) -> Result<Exit, CliError> {
     say(
         context,
@@ -34,6 +40,9 @@ async fn say(context: &Context, path: &str, words: &str) -> Result<Exit, CliErro
     let answer: StatusView = context.client.post(path, &serde_json::json!({})).await?;
     status::show(context, &answer)?;
     if !context.json {
+        if let Some(lifted) = lifted(&answer).filter(|_| path == "/resume") {
+            context.printer.note(lifted);
+        }
         context.printer.hint(words);
     }
     Ok(Exit::Done)

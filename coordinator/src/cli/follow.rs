@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use requeen_protocol::RolloutId;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::error::CliError;
+use super::error::{CliError, if_read};
 use super::live::Live;
 use super::tracker::{Tracker, verdict};
 use super::view::{summary_table, total, troubles};
@@ -31,12 +32,31 @@ pub(crate) enum What {
     Any,
 }
 
-/// Shows what happens until the rollout ends; Ctrl-C ends the showing, not the rollout.
-pub(crate) async fn follow(context: &Context, what: What) -> Result<Exit, CliError> {
+/// Ctrl-C, which no longer ends the program once this is there.
+pub(crate) struct Interrupt(Signal);
+
+impl Interrupt {
+    /// From now on.
+    pub(crate) fn listen() -> Result<Self, CliError> {
+        signal(SignalKind::interrupt()).map(Self).map_err(|source| CliError::Runtime { source })
+    }
+
+    async fn pressed(&mut self) {
+        self.0.recv().await;
+    }
+}
+
+/// Shows what happens until the rollout ends; Ctrl-C ends the showing, not the rollout, and so does a reader that
+/// leaves.
+pub(crate) async fn follow(context: &Context, what: What, mut interrupt: Interrupt) -> Result<Exit, CliError> {
     let mut show = Show::new(context);
-    let followed = watch(context, &what, &mut show).await;
+    let followed = watch(context, &what, &mut show, &mut interrupt).await;
     show.end();
-    let Some(status) = followed? else {
+    let followed = match followed {
+        Err(CliError::Closed) => None,
+        followed => followed?,
+    };
+    let Some(status) = followed else {
         if matches!(what, What::Rollout(_)) {
             context.printer.hint("the rollout goes on; `requeen status --watch` follows it again");
         }
@@ -46,20 +66,23 @@ pub(crate) async fn follow(context: &Context, what: What) -> Result<Exit, CliErr
 }
 
 /// Looks until there is a verdict: the status that has it, or nothing after Ctrl-C.
-async fn watch(context: &Context, what: &What, show: &mut Show<'_>) -> Result<Option<StatusView>, CliError> {
+async fn watch(
+    context: &Context,
+    what: &What,
+    show: &mut Show<'_>,
+    interrupt: &mut Interrupt,
+) -> Result<Option<StatusView>, CliError> {
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut silence = Silence::default();
     let mut following = Following::new(what);
-    let interrupt = tokio::signal::ctrl_c();
-    tokio::pin!(interrupt);
     loop {
         tokio::select! {
-            _ = &mut interrupt => return Ok(None),
+            () = interrupt.pressed() => return Ok(None),
             _ = ticks.tick() => {}
         }
         let answer = tokio::select! {
-            _ = &mut interrupt => return Ok(None),
+            () = interrupt.pressed() => return Ok(None),
             answer = context.client.status() => answer,
         };
         match answer {
@@ -205,23 +228,28 @@ impl<'a> Show<'a> {
 fn summarise(context: &Context, status: &StatusView) -> Result<Exit, CliError> {
     let rollout = status.rollout.as_ref().filter(|rollout| verdict(rollout, &status.nodes).is_some());
     let exit = rollout.and_then(|rollout| verdict(rollout, &status.nodes)).unwrap_or(Exit::Failed);
+    let halted = matches!(rollout.map(|rollout| &rollout.phase), Some(Phase::Halted { .. }));
+    if_read(last_words(context, status, exit, halted))?;
+    Ok(exit)
+}
+
+fn last_words(context: &Context, status: &StatusView, exit: Exit, halted: bool) -> Result<(), CliError> {
     let printer = &context.printer;
     if context.json {
-        printer.json(&serde_json::json!({ "event": "end", "exit": exit.code(), "status": status }))?;
-        return Ok(exit);
+        return printer.json(&serde_json::json!({ "event": "end", "exit": exit.code(), "status": status }));
     }
     printer.table(&summary_table(status))?;
     printer.out(total(status))?;
     for line in troubles(status) {
         printer.note(line);
     }
-    if let Some(Phase::Halted { .. }) = rollout.map(|rollout| &rollout.phase) {
+    if halted {
         printer.hint(
             "`requeen resume` goes on with the other nodes, `requeen abort` ends the rollout; \
              after that `requeen rollback` takes it back",
         );
     }
-    Ok(exit)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -13,6 +13,9 @@ use super::{Context, Exit};
 const NAME: &str = "requeen";
 
 pub(crate) fn run(context: &Context, args: &args::Install) -> Result<Exit, CliError> {
+    if !args.dir.is_dir() {
+        return Err(CliError::NotAFolder { path: args.dir.clone() });
+    }
     let target = copy(Path::new("/proc/self/exe"), &args.dir)?;
     context.printer.out(format_args!("installed {}", target.display()))?;
     Ok(Exit::Done)

@@ -8,30 +8,38 @@ mod args;
 mod client;
 mod control;
 mod deploy;
+mod diag;
 mod duration;
 mod error;
+mod fetch;
 mod follow;
 mod grant;
+mod history;
 mod install;
 mod live;
 mod plan;
 mod print;
 mod probe;
+mod release;
 mod rollback;
 mod serve;
 mod shell;
+mod source;
 mod staging;
 mod status;
 mod tracker;
+mod undeploy;
+mod until;
 mod upgrade;
 mod upload;
+mod verify;
 mod view;
 
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::{ColorChoice, CommandFactory, FromArgMatches};
 
 use args::{Cli, Verb};
 use client::Client;
@@ -68,12 +76,17 @@ pub(crate) struct Context {
     client: Client,
     printer: Printer,
     json: bool,
+    /// Tells the time.
+    now: fn() -> jiff::Timestamp,
 }
 
 /// Runs the command line `args`, the program's own name first.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
-    let command = Cli::command().name(own_name(args.first()));
+    // Help and usage errors are printed before any flag is known.
+    let plain = args.iter().any(|arg| arg == "--no-color");
+    let color = if plain { ColorChoice::Never } else { ColorChoice::Auto };
+    let command = Cli::command().name(own_name(args.first())).color(color);
     let parsed = command.try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
@@ -84,7 +97,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let printer = Printer::new(cli.global.no_color);
-    let context = Context { client: Client::new(cli.global.socket), json: cli.global.json, printer };
+    let client = Client::new(cli.global.socket);
+    let context = Context { client, json: cli.global.json, printer, now: jiff::Timestamp::now };
     let exit = dispatch(&context, cli.verb).unwrap_or_else(|error| {
         context.printer.error(&error);
         error.exit()
@@ -100,17 +114,22 @@ fn own_name(argv0: Option<&OsString>) -> &'static str {
 
 fn dispatch(context: &Context, verb: Verb) -> Result<Exit, CliError> {
     match verb {
-        Verb::Serve(args) => block_on(serve::run(args)),
+        Verb::Serve(args) => block_on(serve::run(context, args)),
         Verb::Deploy(args) => block_on(deploy::run(context, args)),
         Verb::Plan(args) => block_on(plan::run(context, args)),
         Verb::Upgrade(args) => block_on(upgrade::run(context, args)),
         Verb::Grant(args) => block_on(grant::run(context, args)),
+        Verb::Release(args) => block_on(release::run(context, args)),
         Verb::Status(args) => block_on(status::run(context, args)),
+        Verb::History(args) => block_on(history::run(context, args)),
         Verb::Pause => block_on(control::pause(context)),
         Verb::Resume => block_on(control::resume(context)),
         Verb::Abort => block_on(control::abort(context)),
         Verb::TakeOver => block_on(control::take_over(context)),
         Verb::Rollback(args) => block_on(rollback::run(context, args)),
+        Verb::Diag(args) => block_on(diag::run(context, args)),
+        Verb::Verify(args::Verify {}) => block_on(verify::run(context)),
+        Verb::Undeploy(args) => block_on(undeploy::run(context, args)),
         Verb::Install(args) => install::run(context, &args),
         Verb::Probe(args) => block_on(probe::run(context, args)),
         Verb::Completions(args) => shell::completions(context, &args),

@@ -5,7 +5,7 @@ use std::io;
 use super::error::CliError;
 use super::serve::told_to_stop;
 use super::{Context, Exit};
-use crate::probe::{ProbeArgs, ProbeContext, ProbeReport, render_text};
+use crate::probe::{ProbeArgs, ProbeContext, ProbeError, ProbeReport, render_text};
 
 pub(crate) async fn run(context: &Context, args: ProbeArgs) -> Result<Exit, CliError> {
     if let Some(json) = args.report() {
@@ -26,7 +26,10 @@ pub(crate) async fn run(context: &Context, args: ProbeArgs) -> Result<Exit, CliE
         out: &mut io::stdout(),
     };
     let elsewhere = async || Err::<_, io::Error>(io::Error::other("the report is the server's"));
-    crate::probe::run(args, world, elsewhere).await?;
+    let closed =
+        |error: &ProbeError| matches!(error, ProbeError::Write(source) if source.kind() == io::ErrorKind::BrokenPipe);
+    let ran = crate::probe::run(args, world, elsewhere).await;
+    ran.map_err(|error| if closed(&error) { CliError::Closed } else { error.into() })?;
     Ok(Exit::Done)
 }
 

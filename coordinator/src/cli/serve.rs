@@ -1,6 +1,7 @@
 //! `serve`: the server, until it is told to stop.
 
-use std::io::{self, IsTerminal};
+use std::io;
+use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -9,15 +10,20 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::Exit;
 use super::args;
 use super::error::CliError;
+use super::{Context, Exit};
+use crate::diag::log::{Kept, LogTail};
 use crate::server::{ServeArgs, serve};
 
-pub(crate) async fn run(args: args::Serve) -> Result<Exit, CliError> {
+pub(crate) async fn run(context: &Context, args: args::Serve) -> Result<Exit, CliError> {
     let filter = std::env::var("RUST_LOG").ok().and_then(|filter| filter.parse().ok());
     let filter = filter.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let log = Arc::new(LogTail::default());
+    let kept = Arc::clone(&log);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(move || Kept(Arc::clone(&kept)))
+        .with_ansi(context.printer.color_err());
     tracing_subscriber::registry().with(filter).with(lines).init();
     // Only one is compiled in; a second installation can't happen in one process.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -29,6 +35,7 @@ pub(crate) async fn run(args: args::Serve) -> Result<Exit, CliError> {
         swarm_dir: args.swarm_dir,
         take_over_after: args.take_over_after,
         take_over: args.take_over,
+        log,
     };
     let stop = told_to_stop().map_err(|source| CliError::Runtime { source })?;
     let shutdown = CancellationToken::new();

@@ -15,6 +15,9 @@ pub(crate) fn completions(context: &Context, args: &args::Completions) -> Result
 }
 
 pub(crate) fn man(context: &Context, args: &args::Man) -> Result<Exit, CliError> {
+    if !args.dir.is_dir() {
+        return Err(CliError::NotAFolder { path: args.dir.clone() });
+    }
     clap_mangen::generate_to(Cli::command(), &args.dir)
         .map_err(|source| CliError::Write { path: args.dir.clone(), source })?;
     context.printer.out(format_args!("wrote the man pages to {}", args.dir.display()))?;

@@ -18,6 +18,15 @@ pub(crate) async fn wait<A>(
     context: &Context,
     answer: impl Future<Output = Result<A, CliError>>,
 ) -> Result<A, CliError> {
+    wait_saying(context, progress, answer).await
+}
+
+/// [`wait`] with other words for how far the nodes are.
+pub(crate) async fn wait_saying<A>(
+    context: &Context,
+    progress: impl Fn(&StatusView) -> String,
+    answer: impl Future<Output = Result<A, CliError>>,
+) -> Result<A, CliError> {
     if context.json || !context.printer.live {
         return answer.await;
     }
@@ -64,7 +73,8 @@ fn progress(status: &StatusView) -> String {
                 | NodeState::Running { .. }
                 | NodeState::Upgraded { .. }
                 | NodeState::RolledBack { .. }
-                | NodeState::Stuck { .. },
+                | NodeState::Stuck { .. }
+                | NodeState::Cleaned { .. },
             )
             | None => None,
         })

@@ -2,7 +2,7 @@
 
 use super::args;
 use super::error::CliError;
-use super::follow::{What, follow};
+use super::follow::{Interrupt, What, follow};
 use super::print::Tone;
 use super::view::{headline, status_table, troubles};
 use super::{Context, Exit};
@@ -10,7 +10,7 @@ use crate::api::StatusView;
 
 pub(crate) async fn run(context: &Context, args: args::Status) -> Result<Exit, CliError> {
     if args.watch {
-        return follow(context, What::Any).await;
+        return follow(context, What::Any, Interrupt::listen()?).await;
     }
     let status = context.client.status().await?;
     show(context, &status)?;

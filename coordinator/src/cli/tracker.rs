@@ -229,6 +229,7 @@ pub(crate) mod tests {
                 owner: "m1".into(),
                 started_at: "2026-11-21T12:00:00Z".into(),
                 elapsed_ms: 12_345,
+                limit: None,
             }),
             without_record: Vec::new(),
             nodes,

@@ -2,7 +2,7 @@
 
 use super::args;
 use super::error::CliError;
-use super::follow::{What, follow};
+use super::follow::{Interrupt, What, follow};
 use super::upload::upload;
 use super::{Context, Exit, plan, staging};
 use crate::api::Started;
@@ -21,7 +21,7 @@ pub(crate) async fn run(context: &Context, args: args::Upgrade) -> Result<Exit, 
     }
     confirm_risks(context, &risks, &start)?;
     let stored = upload(context, &wanted.bundle).await?;
-    let question = plan::to_request(wanted, stored.bundle.digest);
+    let question = plan::to_request(wanted, stored.bundle.digest, (context.now)());
     let started = staging::wait(context, context.client.post("/rollouts", &question)).await?;
     begun(context, started, &start).await
 }
@@ -63,10 +63,12 @@ pub(crate) async fn begun(context: &Context, started: Started, start: &args::Sta
             Ok(Exit::Done)
         }
         Started::Rollout { id } => {
+            // First: whoever reads that Ctrl-C detaches may press it at once.
+            let interrupt = Interrupt::listen()?;
             if !context.json {
                 printer.note(format_args!("rollout {id} has begun; Ctrl-C detaches"));
             }
-            follow(context, What::Rollout(id)).await
+            follow(context, What::Rollout(id), interrupt).await
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Getting a bundle to the server: looked at here first, so that a bad file costs no upload.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use futures_util::StreamExt;
@@ -15,6 +16,8 @@ use super::Context;
 use super::args::Bundle;
 use super::client::Body;
 use super::error::CliError;
+use super::fetch::fetch;
+use super::source::Source;
 use crate::api::StoredBundle;
 use crate::bundle::{self, BundleError};
 
@@ -23,8 +26,11 @@ const CHUNK: usize = 256 << 10;
 
 /// Makes the server hold the bundle, and tells what it holds.
 pub(crate) async fn upload(context: &Context, args: &Bundle) -> Result<StoredBundle, CliError> {
-    let stored =
-        if args.file == Path::new("-") { from_stdin(context).await? } else { from_file(context, args).await? };
+    let stored = match Source::of(args)? {
+        Source::Stdin => from_stdin(context).await?,
+        Source::File => from_file(context, args).await?,
+        Source::Url(question) => fetch(context, question).await?,
+    };
     // What came through stdin could not be looked at before; nothing has used it yet.
     if let Some(expected) = args.digest.as_ref().filter(|expected| **expected != stored.bundle.digest) {
         let (expected, found) = (expected.clone(), stored.bundle.digest);
@@ -40,6 +46,7 @@ pub(crate) async fn upload(context: &Context, args: &Bundle) -> Result<StoredBun
 
 async fn from_file(context: &Context, args: &Bundle) -> Result<StoredBundle, CliError> {
     let unreadable = |source| CliError::OpenBundle { path: args.file.clone(), source };
+    regular(&args.file)?;
     let local = {
         let (path, expected) = (args.file.clone(), args.digest.clone());
         let spinner = spinner(context, "checking the bundle");
@@ -49,13 +56,27 @@ async fn from_file(context: &Context, args: &Bundle) -> Result<StoredBundle, Cli
     };
     let file = File::open(&args.file).map_err(unreadable)?;
     let name = args.file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let bar = ProgressBar::new(local.bundle.size).with_style(
-        ProgressStyle::with_template("{spinner} sending {msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}")
-            .expect("the template is right"),
-    );
-    bar.set_message(name.clone());
+    let style = ProgressStyle::with_template("{spinner} sending {msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}")
+        .expect("the template is right");
+    let bar = ProgressBar::new(local.bundle.size).with_style(style).with_message(name.clone());
     // The length that was looked at, even if the file grows meanwhile: the digest tells.
     send(context, &name, Some(local.bundle.size), file, bar).await
+}
+
+/// Refuses what can't be read twice, or would never end: it is looked at here before it is sent.
+fn regular(path: &Path) -> Result<(), CliError> {
+    let unreadable = |source| CliError::OpenBundle { path: path.to_owned(), source };
+    let found = fs::metadata(path).map_err(unreadable)?.file_type();
+    let kind = if found.is_file() {
+        return Ok(());
+    } else if found.is_dir() {
+        "a folder"
+    } else if found.is_fifo() {
+        "a pipe"
+    } else {
+        "a device or a socket"
+    };
+    Err(CliError::NotAFile { path: path.to_owned(), kind })
 }
 
 async fn from_stdin(context: &Context) -> Result<StoredBundle, CliError> {
@@ -104,8 +125,8 @@ fn spinner(context: &Context, words: &'static str) -> ProgressBar {
     spinner
 }
 
-/// A file name as part of a query.
-fn escape(name: &str) -> String {
+/// A name as part of a query or a path.
+pub(crate) fn escape(name: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'~');
     name.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }

@@ -3,11 +3,11 @@
 use super::duration::{rough, seconds};
 use super::print::{Cell, Table, Tone};
 use super::tracker::{detail, outcome, phase_words};
-use crate::api::{NodeStatus, PlanView, StatusView};
+use crate::api::{NodeStatus, PlanView, RolloutView, StatusView};
 use crate::plan::model::{Outcome, Phase, Role, Step};
 
 /// What a role is called, the leader told apart as `docker node ls` does.
-fn role(role: Role, leader: bool) -> String {
+pub(crate) fn role(role: Role, leader: bool) -> String {
     if leader { "leader".into() } else { role.to_string() }
 }
 
@@ -19,14 +19,19 @@ pub(crate) fn headline(status: &StatusView) -> String {
             "rollout {lost} has no record any more: `requeen resume` makes it again from what the nodes keep"
         );
     }
+    let limit = |rollout: &RolloutView| match &rollout.limit {
+        Some(limit) if !limit.lifted => format!(", not after {}", limit.not_after),
+        Some(_) | None => String::new(),
+    };
     match &status.rollout {
         None => format!("no rollout yet (server {} on {}){leader}", status.server_version, status.server_node),
         Some(rollout) => format!(
-            "rollout {} to {}: {}, {}, driven from {}{leader}",
+            "rollout {} to {}: {}, {}{}, driven from {}{leader}",
             rollout.id,
             rollout.to,
             phase_words(&rollout.phase),
             seconds(rollout.elapsed_ms),
+            limit(rollout),
             rollout.owner
         ),
     }
@@ -66,7 +71,7 @@ fn why(node: &NodeStatus) -> String {
 /// How long an agent may be quiet before that is worth a word, seconds: twice a long poll.
 const SILENT: u64 = 2 * requeen_protocol::LONG_POLL_SECS;
 
-fn tone(step: &Step) -> Tone {
+pub(crate) fn tone(step: &Step) -> Tone {
     match step {
         Step::Waiting { .. } => Tone::Faint,
         Step::Working { .. } | Step::Restoring { .. } | Step::Held { .. } => match outcome(step) {
@@ -88,13 +93,7 @@ pub(crate) fn summary_table(status: &StatusView) -> Table {
         let Some(step) = &node.step else {
             continue;
         };
-        let (name, down) = match outcome(step) {
-            Some(outcome @ Outcome::Upgraded { engine_down_ms }) => (outcome.name(), seconds(*engine_down_ms)),
-            Some(
-                outcome @ (Outcome::Current | Outcome::RolledBack { .. } | Outcome::Untouched | Outcome::Failed { .. }),
-            ) => (outcome.name(), "-".to_owned()),
-            None => (step.name(), "-".to_owned()),
-        };
+        let (name, down) = ending(step);
         table.row([
             Cell::new(Tone::Strong, &node.hostname),
             node.role.to_string().into(),
@@ -104,6 +103,17 @@ pub(crate) fn summary_table(status: &StatusView) -> Table {
         ]);
     }
     table
+}
+
+/// How a node ended, or where it stands, and how long its engine was down.
+pub(crate) fn ending(step: &Step) -> (&'static str, String) {
+    match outcome(step) {
+        Some(outcome @ Outcome::Upgraded { engine_down_ms }) => (outcome.name(), seconds(*engine_down_ms)),
+        Some(
+            outcome @ (Outcome::Current | Outcome::RolledBack { .. } | Outcome::Untouched | Outcome::Failed { .. }),
+        ) => (outcome.name(), "-".to_owned()),
+        None => (step.name(), "-".to_owned()),
+    }
 }
 
 /// The last words of a summary: how many, how long, and why it ended early.
@@ -131,21 +141,21 @@ pub(crate) fn total(status: &StatusView) -> String {
 
 /// What went wrong on nodes, with the words of their engines.
 pub(crate) fn troubles(status: &StatusView) -> Vec<String> {
-    let mut lines = Vec::new();
-    for node in &status.nodes {
-        match node.step.as_ref().and_then(outcome) {
-            Some(Outcome::RolledBack { reason, log }) => {
-                lines.push(format!("{}: rolled back: {reason}", node.hostname));
-                lines.extend(log.iter().map(|line| format!("  {line}")));
-            }
-            Some(Outcome::Failed { reason, hint }) => {
-                lines.push(format!("{}: {reason}", node.hostname));
-                lines.push(format!("  hint: {hint}"));
-            }
-            Some(Outcome::Upgraded { .. } | Outcome::Current | Outcome::Untouched) | None => {}
+    let ended = status.nodes.iter().filter_map(|node| Some((&node.hostname, outcome(node.step.as_ref()?)?)));
+    ended.flat_map(|(node, outcome)| trouble(node, outcome)).collect()
+}
+
+/// What went wrong on one node.
+pub(crate) fn trouble(node: &str, outcome: &Outcome) -> Vec<String> {
+    match outcome {
+        Outcome::RolledBack { reason, log } => {
+            let mut lines = vec![format!("{node}: rolled back: {reason}")];
+            lines.extend(log.iter().map(|line| format!("  {line}")));
+            lines
         }
+        Outcome::Failed { reason, hint } => vec![format!("{node}: {reason}"), format!("  hint: {hint}")],
+        Outcome::Upgraded { .. } | Outcome::Current | Outcome::Untouched => Vec::new(),
     }
-    lines
 }
 
 /// Nodes in the order in which they would move.
@@ -169,6 +179,12 @@ pub(crate) fn plan_table(plan: &PlanView) -> Table {
     table
 }
 
+/// Which nodes a plan leaves out because they run the target already.
+pub(crate) fn left_out(plan: &PlanView) -> String {
+    let nodes: Vec<_> = plan.left_out.iter().map(|node| format!("{} ({})", node.hostname, node.engine)).collect();
+    format!("left out, as they run the bundle already: {}", nodes.join(", "))
+}
+
 /// Remarks of the agents, each with its node.
 pub(crate) fn plan_notes(plan: &PlanView) -> Vec<String> {
     let notes = |node: &crate::api::PlannedNode| {
@@ -181,7 +197,7 @@ pub(crate) fn plan_notes(plan: &PlanView) -> Vec<String> {
 mod tests {
     use super::super::tracker::tests::{done, node, status, working};
     use super::*;
-    use crate::api::PlannedNode;
+    use crate::api::{LeftOut, PlannedNode, TimeLimit};
     use crate::plan::model::{Availability, Work};
 
     fn halted() -> StatusView {
@@ -216,6 +232,18 @@ mod tests {
         w2    worker   active        20.10.24         waiting      1s     managers go first: m1
         w3    worker   active        20.10.24 (down)  -                   no agent has called from this node
         ");
+    }
+
+    #[test]
+    fn a_time_limit_is_shown_until_it_is_lifted() {
+        let mut status = halted();
+        let not_after = "2026-11-22T06:00:00Z".parse().unwrap();
+        let mut line = |lifted| {
+            status.rollout.as_mut().unwrap().limit = Some(TimeLimit { not_after, lifted });
+            headline(&status)
+        };
+        assert!(line(false).ends_with(", 12.3s, not after 2026-11-22T06:00:00Z, driven from m1"));
+        assert!(line(true).ends_with(", 12.3s, driven from m1"));
     }
 
     #[test]
@@ -259,12 +287,21 @@ mod tests {
             ],
             refusals: vec![],
             nothing_to_do: false,
+            left_out: [("w3", "26.1.5"), ("w4", "26.1.5+dfsg1")]
+                .map(|(name, engine)| LeftOut {
+                    id: format!("id-{name}"),
+                    hostname: name.into(),
+                    engine: engine.into(),
+                })
+                .into(),
         };
-        insta::assert_snapshot!(format!("{}{}", plan_table(&plan), plan_notes(&plan).join("\n")), @"
+        let text = format!("{}{}\n{}", plan_table(&plan), left_out(&plan), plan_notes(&plan).join("\n"));
+        insta::assert_snapshot!(text, @"
         #  NODE  ROLE    AVAILABILITY  ENGINE             CHANGES
         1  m1    leader  active        20.10.24 → 26.1.5  dockerd, runc
         2  w1    worker  active        20.10.24 → 26.1.5  none: it has the bundle's files already
         3  w2    worker  active        20.10.24 → 26.1.5  not staged
+        left out, as they run the bundle already: w3 (26.1.5), w4 (26.1.5+dfsg1)
         m1: docker.io owns dockerd
         ");
     }

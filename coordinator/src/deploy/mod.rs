@@ -1,6 +1,7 @@
 //! Bringing an agent to every node: a global service, made from the image that this server runs.
 
 mod own_image;
+mod remove;
 mod spec;
 
 use std::collections::{BTreeSet, HashMap};
@@ -17,7 +18,9 @@ use crate::hub::Hub;
 use crate::observe::{Engine, ObserveError};
 use crate::server::words::chain;
 
-pub(crate) use spec::by_hand;
+pub(crate) use own_image::container_id;
+pub(crate) use remove::{AgentService, remove, services};
+pub(crate) use spec::{NAME, by_hand};
 
 /// How often an update is tried when somebody else changed the service at the same time.
 const ATTEMPTS: u32 = 5;
@@ -73,6 +76,14 @@ pub(crate) enum DeployError {
     /// Its update.
     #[error("service {} can't be updated", spec::NAME)]
     Update(#[source] DockerError),
+    /// Its removal.
+    #[error("service {name} can't be removed")]
+    Remove {
+        /// Its name.
+        name: String,
+        /// What the engine said.
+        source: DockerError,
+    },
     /// A service of that name is there, but of another kind.
     #[error("there is a service {} that is not global", spec::NAME)]
     NotGlobal,
@@ -98,7 +109,9 @@ impl DeployError {
                 FailureKind::Unreachable,
                 Some("the managers need a leader and a quorum for this: see `docker node ls`".to_owned()),
             ),
-            DeployError::Create(_) | DeployError::Update(_) | DeployError::Spec(_) => (FailureKind::Failed, None),
+            DeployError::Create(_) | DeployError::Update(_) | DeployError::Remove { .. } | DeployError::Spec(_) => {
+                (FailureKind::Failed, None)
+            }
         };
         Failure { kind, error: chain(self), hint }
     }

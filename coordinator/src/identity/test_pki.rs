@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, date_time_ymd,
 };
 
 /// A swarm's root CA.
@@ -18,6 +18,8 @@ pub(crate) struct Root {
 pub(crate) struct Node {
     /// The leaf, as DER.
     pub(crate) certificate: Vec<u8>,
+    /// What it sends after the leaf, as DER.
+    pub(crate) above: Vec<Vec<u8>>,
     /// The leaf, as PEM.
     pub(crate) pem: String,
     /// The key, as PEM without headers.
@@ -43,9 +45,29 @@ impl Root {
 
     /// A node's certificate, signed by this root. An empty `cn` or `o` is left out.
     pub(crate) fn node(&self, cn: &str, ou: &str, o: &str) -> Node {
+        self.sign(node_params(cn, ou, o))
+    }
+
+    /// The same, good from the first to the second year's beginning only.
+    pub(crate) fn node_from_to(&self, cn: &str, ou: &str, o: &str, years: (i32, i32)) -> Node {
+        let mut params = node_params(cn, ou, o);
+        params.not_before = date_time_ymd(years.0, 1, 1);
+        params.not_after = date_time_ymd(years.1, 1, 1);
+        self.sign(params)
+    }
+
+    fn sign(&self, params: CertificateParams) -> Node {
         let key = key();
-        let certificate = node_params(cn, ou, o).signed_by(&key, &self.issuer).unwrap();
-        Node { certificate: certificate.der().to_vec(), pem: certificate.pem(), key_pem: key.serialize_pem() }
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Node::new(&certificate, &key, Vec::new())
+    }
+
+    /// A web server's certificate for these names and addresses, signed by this root.
+    pub(crate) fn web(&self, names: &[&str]) -> Node {
+        let key = key();
+        let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+        let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();
+        Node::new(&certificate, &key, Vec::new())
     }
 }
 
@@ -53,7 +75,7 @@ impl Root {
 pub(crate) fn self_signed(cn: &str, ou: &str, o: &str) -> Node {
     let key = key();
     let certificate = node_params(cn, ou, o).self_signed(&key).unwrap();
-    Node { certificate: certificate.der().to_vec(), pem: certificate.pem(), key_pem: key.serialize_pem() }
+    Node::new(&certificate, &key, Vec::new())
 }
 
 fn node_params(cn: &str, ou: &str, o: &str) -> CertificateParams {
@@ -71,6 +93,19 @@ fn node_params(cn: &str, ou: &str, o: &str) -> CertificateParams {
 }
 
 impl Node {
+    fn new(certificate: &Certificate, key: &KeyPair, above: Vec<Vec<u8>>) -> Self {
+        let (der, pem) = (certificate.der().to_vec(), certificate.pem());
+        Self { certificate: der, above, pem, key_pem: key.serialize_pem() }
+    }
+
+    /// A certificate for another name, signed with this node's key as if it were a CA's.
+    pub(crate) fn forge(&self, own: (&str, &str, &str), forged: (&str, &str, &str)) -> Self {
+        let issuer = Issuer::new(node_params(own.0, own.1, own.2), KeyPair::from_pem(&self.key_pem).unwrap());
+        let key = key();
+        let certificate = node_params(forged.0, forged.1, forged.2).signed_by(&key, &issuer).unwrap();
+        Self::new(&certificate, &key, vec![self.certificate.clone()])
+    }
+
     /// Writes the folder `certificates` into `swarm_dir` as an engine does: the key with RFC 1421 headers.
     pub(crate) fn install(&self, swarm_dir: &Path, root_pem: &str) {
         let dir = swarm_dir.join("certificates");

@@ -20,6 +20,7 @@ use super::Engine;
 pub(crate) struct World {
     pub(crate) nodes: BTreeMap<String, Value>,
     pub(crate) configs: BTreeMap<String, Value>,
+    pub(crate) services: BTreeMap<String, Value>,
     pub(crate) index: u64,
     /// Writes that are to fail with this status and text, last first.
     pub(crate) failing: Vec<(u16, String)>,
@@ -97,7 +98,8 @@ fn serve(socket: &std::path::Path, shared: &Shared, me: &str) -> tokio::task::Jo
         .route("/info", get(async || Json(info)))
         .route("/nodes", get(nodes))
         .route("/tasks", get(empty))
-        .route("/services", get(empty))
+        .route("/services", get(services))
+        .route("/services/{id}", axum::routing::delete(delete_service))
         .route("/nodes/{id}", get(inspect_node))
         .route("/nodes/{id}/update", post(update_node))
         .route("/configs", get(configs))
@@ -156,6 +158,18 @@ async fn nodes(State(at): At) -> Response {
 async fn configs(State(at): At) -> Response {
     let world = at.lock().unwrap();
     world.list(&world.configs)
+}
+
+async fn services(State(at): At) -> Response {
+    let world = at.lock().unwrap();
+    world.list(&world.services)
+}
+
+async fn delete_service(State(at): At, Path(id): Path<String>) -> Response {
+    match at.lock().unwrap().services.remove(&id) {
+        Some(_) => StatusCode::OK.into_response(),
+        None => fail(404, "service not found"),
+    }
 }
 
 async fn empty() -> Json<Value> {

@@ -1,12 +1,21 @@
 //! What an operator can ask of a rollout. Each method answers one request of [`crate::api`].
 //!
 //! [`prepare`] has what happens before a rollout is recorded; what is shown is put together in
-//! [`view`]; how failures are worded is in [`failure`]. Which node may move is never decided here.
+//! [`view`] and, of rollouts that are over, in [`history`]; how failures are worded is in [`failure`].
+//! Which node may move is never decided here.
+//! [`verify`] and [`undeploy`] are about what rollouts leave behind.
 
+mod drift;
+mod errand;
 mod failure;
+mod history;
+mod outdated;
 mod prepare;
+mod release;
 #[cfg(test)]
 mod tests;
+mod undeploy;
+mod verify;
 pub(crate) mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +31,7 @@ use tokio::sync::Notify;
 use crate::api::{Failure, GrantArgs, StatusView};
 use crate::hub::{Driven, Hub};
 use crate::observe::{self, Engine, ObserveError};
+use crate::plan::limit::Limit;
 use crate::plan::model::{Observed, Phase, Rollout, Step};
 use crate::plan::reasons::WaitingFor;
 use crate::plan::{self, Move, owner, rebuild, refuse};
@@ -73,8 +83,10 @@ pub struct Ops {
     pub(crate) hub: Arc<Hub>,
     pub(crate) engine: Arc<Engine>,
     pub(crate) world: World,
+    /// Since when agents can be heard.
+    begun: Timestamp,
     data_dir: PathBuf,
-    /// Held while a plan or a rollout is being prepared: the hub holds one staging.
+    /// Held while a plan or a rollout is being prepared, or agents are on an errand: the hub holds one of each.
     preparing: tokio::sync::Mutex<()>,
     /// Held by whoever reads the record and then tells the hub what it says, so that nobody puts an
     /// older word in the place of a newer one: an agent that is told of no rollout forgets its bundle.
@@ -115,6 +127,7 @@ impl Ops {
             hub,
             engine,
             world,
+            begun: (world.now)(),
             data_dir,
             preparing: tokio::sync::Mutex::default(),
             turn: tokio::sync::Mutex::default(),
@@ -183,18 +196,31 @@ impl Ops {
         .await
     }
 
-    /// Goes on after a pause or a halt, or after somebody removed the record: then it is made again.
+    /// Goes on after a pause or a halt. Where the time limit lets no node be begun any more, this is the word that
+    /// lifts it; where somebody removed the record, the word that makes it again.
     pub async fn resume(&self) -> Result<StatusView, Failure> {
         if let Some(again) = self.without_record().await? {
             return self.record_again(again).await;
         }
-        self.rephase(|phase| match phase {
-            Phase::Running | Phase::Paused | Phase::Halted { .. } => Ok(Phase::Running),
-            Phase::Aborting | Phase::Ended { .. } => {
-                Err(refused(phase_refused(phase), "start another one with `requeen upgrade`"))
+        let now = (self.world.now)();
+        self.change(|rollout| {
+            match &rollout.phase {
+                Phase::Running | Phase::Paused | Phase::Halted { .. } => {}
+                phase @ (Phase::Aborting | Phase::Ended { .. }) => {
+                    return Err(refused(phase_refused(phase), "start another one with `requeen upgrade`"));
+                }
             }
+            let id = rollout.request.id.clone();
+            if Limit::of(rollout).and_then(|limit| limit.over(now)).is_some() {
+                tracing::info!(rollout = %id, "the operator lifts the time limit");
+                rollout.limit_lifted = true;
+            }
+            tracing::info!(rollout = %id, phase = phase_words(&Phase::Running), "the operator's word");
+            rollout.phase = Phase::Running;
+            Ok(())
         })
-        .await
+        .await?;
+        self.status().await
     }
 
     /// The rollout that is under way and has no record: as this coordinator remembers it, or else as its nodes tell it.
@@ -474,13 +500,13 @@ fn granted_by_hand(
     let plan = plan::plan(&trial, observed, now);
     let moves = |moved: &Move| match moved {
         Move::Record { node: other, step: Step::Working { .. } } => other == node,
-        Move::Record { .. } | Move::SetAvailability { .. } | Move::Phase(_) => false,
+        Move::Record { .. } | Move::Join { .. } | Move::SetAvailability { .. } | Move::Phase(_) => false,
     };
     if plan.moves.iter().any(moves) {
         return Ok(trial);
     }
     let why = plan.waiting.get(node).map_or_else(|| "another node moves first".to_owned(), ToString::to_string);
-    let hint = "`requeen grant --force` overrides order, slots and quorum";
+    let hint = "`requeen grant --force` overrides order, slots, quorum and `--not-after`";
     Err(Closed {
         why: refused(format!("node {hostname} can't have a lease now: {why}"), hint),
         others_move: !plan.moves.is_empty(),

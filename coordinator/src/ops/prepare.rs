@@ -4,14 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use requeen_protocol::{BundleRef, Digest, NodeId, NodeState, Preflight, RolloutId, Target};
 use tokio::time::Instant;
 
 use super::failure::{open, refused, refused_by};
-use super::{Ops, view};
+use super::{Ops, outdated, view};
 use crate::api::{Failure, FailureKind, PlanView, PolicyChoice, RollbackArgs, Started, UpgradeArgs};
 use crate::bundle;
 use crate::hub::Hub;
+use crate::plan::limit::Limit;
 use crate::plan::model::{Entry, Observed, Outcome, Owner, Phase, Policy, Request, Rollout, SCHEMA, Step};
 use crate::plan::orders::Staging;
 use crate::plan::reasons::Refusal;
@@ -22,7 +24,7 @@ use crate::server::words::chain;
 
 /// How long agents that were not heard yet are waited for: they look for a coordinator that has just
 /// started with pauses of some seconds.
-const AGENTS_WITHIN: Duration = Duration::from_secs(12);
+pub(super) const AGENTS_WITHIN: Duration = Duration::from_secs(12);
 
 /// How long the swarm may take to see an engine that answers locally, seconds: an election takes 10 to
 /// 20 s, and a manager's first answers as long again.
@@ -44,6 +46,10 @@ struct Wish {
     allow_downgrade: bool,
     start_timeout_secs: u64,
     stage_timeout: Duration,
+    only_outdated: bool,
+    not_after: Option<Timestamp>,
+    /// The nodes left out of a rollout that means all others, those that join later included.
+    all_but: Option<BTreeSet<NodeId>>,
 }
 
 /// A wish that was staged, or refused.
@@ -51,6 +57,10 @@ struct Prepared<'a> {
     id: RolloutId,
     observed: Observed,
     scope: BTreeSet<NodeId>,
+    /// Nodes that run the target already and were left out for that.
+    left_out: BTreeSet<NodeId>,
+    /// The scope's first entries in the record, once all has been staged.
+    nodes: BTreeMap<NodeId, Entry>,
     policy: Policy,
     why: String,
     refusals: Vec<Refusal>,
@@ -75,15 +85,20 @@ impl Ops {
         let (observed, _) = self.begin().await?;
         let scope = refuse::scope(&observed, &args.only, &args.exclude)?;
         let done = self.prepare(&wish, scope, observed).await?;
-        Ok(view::plan(&done.observed, &done.scope, &done.id, &wish.to, done.why, done.refusals))
+        let left_out = view::left_out(&done.observed, &done.left_out);
+        let plan = view::plan(&done.observed, &done.scope, &done.id, &wish.to, done.why, done.refusals);
+        Ok(PlanView { left_out, ..plan })
     }
 
     /// Starts a rollout.
     pub async fn start(&self, args: UpgradeArgs, uid: u32) -> Result<Started, Failure> {
         let _one = self.prepare_alone()?;
-        let wish = self.wish(&args).await?;
+        let mut wish = self.wish(&args).await?;
         let (observed, earlier) = self.begin().await?;
         let scope = refuse::scope(&observed, &args.only, &args.exclude)?;
+        if args.only.is_empty() {
+            wish.all_but = Some(observed.nodes.keys().filter(|node| !scope.contains(*node)).cloned().collect());
+        }
         self.launch(&wish, scope, observed, &earlier, uid).await
     }
 
@@ -111,20 +126,28 @@ impl Ops {
             allow_downgrade: true,
             start_timeout_secs: args.start_timeout_secs,
             stage_timeout: Duration::from_secs(args.stage_timeout_secs),
+            only_outdated: false,
+            not_after: None,
+            // A node that joins has no previous engine.
+            all_but: None,
         };
         self.launch(&wish, scope, observed, &earlier, uid).await
     }
 
-    fn prepare_alone(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, Failure> {
+    pub(super) fn prepare_alone(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, Failure> {
         self.preparing.try_lock().map_err(|_| {
             refused(
-                "another plan or upgrade is being prepared on this manager",
+                "another plan, upgrade, verify or undeploy is under way on this manager",
                 "wait until it has answered, or end it with Ctrl-C",
             )
         })
     }
 
     async fn wish(&self, args: &UpgradeArgs) -> Result<Wish, Failure> {
+        let now = (self.world.now)();
+        if let Some(until) = args.not_after.filter(|until| *until <= now) {
+            return Err(refused(format!("`--not-after` is in the past: {until}"), "name a time that is to come"));
+        }
         let bundle = self.bundle(&args.bundle).await?;
         Ok(Wish {
             to: bundle.version.clone(),
@@ -136,6 +159,9 @@ impl Ops {
             allow_downgrade: args.allow_downgrade,
             start_timeout_secs: args.start_timeout_secs,
             stage_timeout: Duration::from_secs(args.stage_timeout_secs),
+            only_outdated: args.only_outdated,
+            not_after: args.not_after,
+            all_but: None,
         })
     }
 
@@ -161,7 +187,7 @@ impl Ops {
     }
 
     /// The swarm as it is, and every rollout so far, none of which may be open.
-    async fn begin(&self) -> Result<(Observed, Vec<Stored>), Failure> {
+    pub(super) async fn begin(&self) -> Result<(Observed, Vec<Stored>), Failure> {
         let observed = self.observe().await?;
         let docker = self.engine.client().await?;
         let earlier = record::load_all(&docker).await?;
@@ -202,8 +228,29 @@ impl Ops {
     }
 
     /// Asks every node in scope to stage the target, and waits for their answers.
-    async fn prepare(&self, wish: &Wish, scope: BTreeSet<NodeId>, observed: Observed) -> Result<Prepared<'_>, Failure> {
+    async fn prepare(
+        &self,
+        wish: &Wish,
+        scope: BTreeSet<NodeId>,
+        mut observed: Observed,
+    ) -> Result<Prepared<'_>, Failure> {
         let id = self.fresh_id()?;
+        // A node that is down is refused whatever its agent says; nobody waits for it.
+        let called = |agents: &BTreeMap<NodeId, _>, node: &NodeId| {
+            agents.contains_key(node) || observed.nodes.get(node).is_none_or(|node| !node.ready)
+        };
+        let within = AGENTS_WITHIN.min(wish.stage_timeout);
+        self.until(within, || {
+            let agents = self.hub.agents();
+            scope.iter().all(|node| called(&agents, node))
+        })
+        .await;
+        observed.agents = self.hub.agents();
+        let (scope, left_out) = match &wish.target {
+            Target::Bundle(bundle) if wish.only_outdated => outdated::split(&observed, scope, bundle),
+            Target::Bundle(_) | Target::Previous { .. } => (scope, BTreeSet::new()),
+        };
+
         let (managers, why) = refuse::choose_policy(wish.choice, &observed, &scope, &wish.to);
         let policy = Policy {
             managers,
@@ -213,28 +260,22 @@ impl Ops {
             allow_downgrade: wish.allow_downgrade,
             start_timeout_secs: wish.start_timeout_secs,
             join_timeout_secs: JOIN_TIMEOUT_SECS,
+            not_after: wish.not_after,
         };
         let mut prepared = Prepared {
             id: id.clone(),
             observed,
             scope,
+            left_out,
+            nodes: BTreeMap::new(),
             policy,
             why,
             refusals: Vec::new(),
             _staging: StagingGuard(&self.hub),
         };
-
-        // A node that is down is refused whatever its agent says; nobody waits for it.
-        let called = |agents: &BTreeMap<NodeId, _>, node: &NodeId| {
-            agents.contains_key(node) || prepared.observed.nodes.get(node).is_none_or(|node| !node.ready)
-        };
-        let within = AGENTS_WITHIN.min(wish.stage_timeout);
-        self.until(within, || {
-            let agents = self.hub.agents();
-            prepared.scope.iter().all(|node| called(&agents, node))
-        })
-        .await;
-        prepared.observed.agents = self.hub.agents();
+        if prepared.scope.is_empty() {
+            return Ok(prepared);
+        }
         prepared.refusals = refuse::swarm(&prepared.observed, &prepared.scope, &prepared.policy);
         if !prepared.refusals.is_empty() {
             return Ok(prepared);
@@ -275,12 +316,22 @@ impl Ops {
         }
         prepared.refusals.extend(refuse::staged(&prepared.observed, &prepared.scope));
         prepared.refusals.extend(refuse::closed_ports(&prepared.observed, &prepared.scope));
+        let first = |node: &NodeId| Some((node.clone(), first_entry(&prepared.observed, node)?));
+        prepared.nodes = prepared.scope.iter().filter_map(first).collect();
+        let limit = Limit::new(&prepared.policy, &prepared.nodes);
+        prepared.refusals.extend(limit.and_then(|limit| limit.over((self.world.now)())).map(|reason| Refusal {
+            node: None,
+            what: format!("no node could be done in time: {reason}"),
+            hint: "choose a later time with `--not-after`, or leave it out".to_owned(),
+        }));
         Ok(prepared)
     }
 
     /// Waits until `reached` holds, for `limit` at most.
-    async fn until(&self, limit: Duration, reached: impl Fn() -> bool) {
-        let deadline = Instant::now() + limit;
+    pub(super) async fn until(&self, limit: Duration, reached: impl Fn() -> bool) {
+        let now = Instant::now();
+        // What is longer than the clock can tell is for ever; a day is as good.
+        let deadline = now.checked_add(limit).unwrap_or(now + Duration::from_secs(24 * 60 * 60));
         let mut changed = self.hub.changed();
         while !reached() && Instant::now() < deadline {
             // How long a state has lasted changes without a report, so look again after a second.
@@ -302,11 +353,7 @@ impl Ops {
             return Err(failure);
         }
         let now = (self.world.now)();
-        let nodes: BTreeMap<NodeId, Entry> = prepared
-            .scope
-            .iter()
-            .filter_map(|node| Some((node.clone(), first_entry(&prepared.observed, node)?)))
-            .collect();
+        let nodes = prepared.nodes.clone();
         if nodes.values().all(|entry| matches!(entry.step, Step::Done { .. })) {
             return Ok(Started::NothingToDo);
         }
@@ -323,10 +370,13 @@ impl Ops {
                 started_by_uid: uid,
                 started_at: now,
                 short_services: short_services(&prepared.observed),
+                scope_all: wish.all_but.is_some(),
+                excluded: wish.all_but.clone().unwrap_or_default(),
             },
             phase: Phase::Running,
             owner: Owner { node: prepared.observed.me.clone(), epoch, renewed: now },
             nodes,
+            limit_lifted: false,
         };
         let docker = self.engine.client().await?;
         let turn = self.turn.lock().await;
@@ -337,7 +387,7 @@ impl Ops {
         Ok(Started::Rollout { id: rollout.request.id })
     }
 
-    fn fresh_id(&self) -> Result<RolloutId, Failure> {
+    pub(super) fn fresh_id(&self) -> Result<RolloutId, Failure> {
         let random = (self.world.random)().map_err(|error| Failure {
             kind: FailureKind::Failed,
             error: format!("the kernel gives no random bytes: {error}"),
@@ -361,7 +411,8 @@ fn answered(state: &NodeState, id: &RolloutId, state_secs: u64) -> bool {
         | NodeState::Swapping { .. }
         | NodeState::Running { .. }
         | NodeState::Upgraded { .. }
-        | NodeState::RolledBack { .. } => false,
+        | NodeState::RolledBack { .. }
+        | NodeState::Cleaned { .. } => false,
     }
 }
 
@@ -377,7 +428,8 @@ fn preflight<'a>(observed: &'a Observed, node: &NodeId) -> Option<&'a Preflight>
         | NodeState::Running { .. }
         | NodeState::Upgraded { .. }
         | NodeState::RolledBack { .. }
-        | NodeState::Stuck { .. } => None,
+        | NodeState::Stuck { .. }
+        | NodeState::Cleaned { .. } => None,
     }
 }
 
@@ -394,6 +446,7 @@ fn first_entry(observed: &Observed, node: &NodeId) -> Option<Entry> {
         hostname: view.hostname.clone(),
         role: view.role,
         from: found.map_or_else(|| view.engine_version.clone(), |found| found.from.clone()),
+        joined: false,
         times: vec![(step.name().to_owned(), 0)],
         step,
     })

@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 
 use requeen_protocol::{
-    BundleRef, EngineFacts, EngineFile, LeaseId, NodeState, Order, Preflight, Report, RolloutId, Speaker,
+    BundleRef, Cleaning, EngineFacts, EngineFile, FileFact, LeaseId, Left, NodeState, Order, Preflight, Problem,
+    Report, RolloutId, Speaker, SwapPhase,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::api::{FailureKind, PolicyChoice, RollbackArgs, Started, UpgradeArgs};
+use crate::api::{Compared, FailureKind, PolicyChoice, RollbackArgs, Started, UndeployArgs, UpgradeArgs, Verdict};
 use crate::drive;
 use crate::observe::fake::Fake;
 use crate::plan::model::Outcome;
+
+mod console;
 
 const TO: &str = "26.1.5";
 
@@ -28,6 +31,27 @@ struct Lab {
     others: Mutex<Vec<Arc<Hub>>>,
     /// Whether nobody reaches the first coordinator any more.
     cut: std::sync::atomic::AtomicBool,
+    /// Nodes that are not heard any more from their stop on.
+    lost: Arc<Mutex<Vec<String>>>,
+    /// Nodes on which somebody changed the engine's file by hand.
+    tampered: Arc<Mutex<Vec<String>>>,
+    /// Nodes that can't be cleaned.
+    busy: Arc<Mutex<Vec<String>>>,
+    /// Nodes whose agent is gone.
+    mute: Arc<Mutex<Vec<String>>>,
+}
+
+thread_local! {
+    /// How far the test's clocks are ahead, seconds. Each test has its own thread.
+    static AHEAD: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+fn later() -> Timestamp {
+    Timestamp::now().checked_add(ahead()).unwrap()
+}
+
+fn ahead() -> Duration {
+    Duration::from_secs(AHEAD.get())
 }
 
 impl Drop for Lab {
@@ -43,13 +67,16 @@ fn digest() -> Digest {
 impl Lab {
     async fn start(managers: &[&str], workers: &[&str]) -> Arc<Self> {
         let fake = Fake::start(managers, workers);
-        let ops = Arc::new(Ops::new(Arc::new(Hub::default()), Arc::new(fake.engine()), fake.dir.path().to_owned()));
+        let hub = Hub::new(Arc::new(|| std::time::Instant::now() + ahead()));
+        let world = World { now: later, ..World::real() };
+        let ops = Ops::in_world(Arc::new(hub), Arc::new(fake.engine()), fake.dir.path().to_owned(), world);
+        let ops = Arc::new(ops);
         let bundle = BundleRef {
             digest: digest(),
             size: 1,
             version: TO.to_owned(),
             arch: "x86_64".to_owned(),
-            files: BTreeMap::new(),
+            files: [(EngineFile::Dockerd, digest())].into(),
             unpacked: 1,
         };
         ops.bundles().insert(digest(), bundle);
@@ -62,6 +89,10 @@ impl Lab {
             driver: Mutex::default(),
             others: Mutex::default(),
             cut: std::sync::atomic::AtomicBool::new(false),
+            lost: Arc::default(),
+            tampered: Arc::default(),
+            busy: Arc::default(),
+            mute: Arc::default(),
         });
         lab.drive();
         tokio::spawn(agents(Arc::downgrade(&lab), lab.shutdown.clone()));
@@ -93,6 +124,8 @@ impl Lab {
             allow_downgrade: false,
             start_timeout_secs: 60,
             stage_timeout_secs: 10,
+            only_outdated: false,
+            not_after: None,
         }
     }
 
@@ -105,6 +138,29 @@ impl Lab {
         self.others.lock().unwrap().push(hub);
         tokio::spawn(drive::run(Arc::clone(&ops), self.shutdown.clone()));
         ops
+    }
+
+    fn is(&self, list: &Mutex<Vec<String>>, name: &str) -> bool {
+        list.lock().unwrap().iter().any(|other| other == name)
+    }
+
+    /// Upgrades the whole swarm.
+    async fn upgraded(&self) {
+        self.ops.start(self.args(), 0).await.unwrap();
+        self.until_phase(ended).await;
+    }
+
+    /// The service of agents, as `deploy` makes it.
+    fn deployed(&self) {
+        let spec = serde_json::json!({"Name": "requeen-agent", "Mode": {"Global": {}}});
+        let service = serde_json::json!({"ID": "s1", "Version": {"Index": 1}, "Spec": spec});
+        self.fake.world().services.insert("s1".to_owned(), service);
+    }
+
+    /// How many services and configs there are.
+    fn in_the_swarm(&self) -> (usize, usize) {
+        let world = self.fake.world();
+        (world.services.len(), world.configs.len())
     }
 
     async fn until(&self, what: &str, reached: impl Fn(&StatusView) -> bool) -> StatusView {
@@ -129,9 +185,14 @@ async fn agents(lab: std::sync::Weak<Lab>, shutdown: CancellationToken) {
     while let Some(lab) = lab.upgrade() {
         let hub = &lab.ops.hub;
         let known: Vec<String> = lab.fake.world().nodes.keys().cloned().collect();
-        for name in known {
+        for name in known.into_iter().filter(|name| !lab.is(&lab.mute, name)) {
             let node = NodeId(name.clone());
             let said = hub.agents().get(&node).map(|agent| agent.report.clone());
+            let is = |list: &Mutex<Vec<String>>| list.lock().unwrap().contains(&name);
+            let swapping = |report: &Report| matches!(report.state, NodeState::Swapping { .. });
+            if is(&lab.lost) && said.as_ref().is_some_and(swapping) {
+                continue;
+            }
             let version = lab.fake.world().nodes[&name]["Description"]["Engine"]["EngineVersion"].clone();
             let mut report = said.unwrap_or_else(|| Report {
                 node,
@@ -139,16 +200,21 @@ async fn agents(lab: std::sync::Weak<Lab>, shutdown: CancellationToken) {
                 speaker: Speaker::Task,
                 boot_id: "b".to_owned(),
                 engine: None,
+                installed: None,
                 state: NodeState::Idle,
                 seen: None,
                 memo: None,
                 unreached: Vec::new(),
             });
+            let version = version.as_str().unwrap().to_owned();
+            let installed = (version == TO || is(&lab.current)) && !is(&lab.tampered);
+            let found = if installed { digest() } else { Digest::from_hex(&"b".repeat(64)).unwrap() };
+            let dockerd = FileFact { path: "/usr/sbin/dockerd".to_owned(), digest: found };
             report.engine = Some(EngineFacts {
-                version: version.as_str().unwrap().to_owned(),
+                version,
                 api_version: "1.41".to_owned(),
                 started_us: 1,
-                files: BTreeMap::new(),
+                files: BTreeMap::from([(EngineFile::Dockerd, dockerd)]),
             });
             // Everybody hears everything; orders come from the one that drives.
             let mut hubs = lab.others.lock().unwrap().clone();
@@ -163,7 +229,8 @@ async fn agents(lab: std::sync::Weak<Lab>, shutdown: CancellationToken) {
                 if matches!(order, Order::Forget { .. }) {
                     report.memo = None;
                 }
-                report.state = obey(&lab, &name, order, report.state.clone());
+                report.state = obey(&lab, &name, order.clone(), report.state.clone());
+                report.seen = Some(Box::new(order));
             }
             hub.report(report.clone());
             hubs.iter().for_each(|hub| hub.report(report.clone()));
@@ -201,13 +268,29 @@ fn obey(lab: &Lab, name: &str, order: Order, state: NodeState) -> NodeState {
             assert_eq!(lab.fake.availability(name), "drain", "linked before it was drained");
             NodeState::Linked { rollout: lease.rollout, lease: lease.id, task_containers: 0 }
         }
+        Order::Stop { permit } if lab.lost.lock().unwrap().iter().any(|other| other == name) => NodeState::Swapping {
+            rollout: permit.lease.rollout,
+            lease: permit.lease.id,
+            phase: SwapPhase::Stopping,
+            waiting: None,
+        },
         Order::Stop { permit } => restart(lab, name, permit.lease.rollout, permit.lease.id),
         Order::Settle { lease } => {
             NodeState::Upgraded { rollout: lease.rollout, lease: lease.id, engine_down_ms: 1190, set: digest() }
         }
         Order::SwitchBack { .. } => state,
         Order::Withdraw { .. } | Order::Forget { .. } => NodeState::Idle,
+        Order::Clean { backups } => NodeState::Cleaned { backups, cleaning: cleaned(lab, name, backups) },
     }
+}
+
+fn cleaned(lab: &Lab, name: &str, backups: bool) -> Cleaning {
+    if lab.is(&lab.busy, name) {
+        let problem = Problem { what: "unfinished work".to_owned(), hint: "finish it".to_owned() };
+        return Cleaning::Refused { problem };
+    }
+    let backup = Left::Backup { path: "/var/lib/requeen/engines/a".to_owned() };
+    Cleaning::Done { left: if backups { vec![] } else { vec![backup] }, more: 0 }
 }
 
 fn restart(lab: &Lab, name: &str, rollout: RolloutId, lease: LeaseId) -> NodeState {
@@ -337,6 +420,74 @@ async fn leases_are_granted_by_hand() {
     assert!(grant("m9").await.unwrap_err().error.contains("m9"));
     lab.ops.resume().await.unwrap();
     grant("m3").await.unwrap();
+}
+
+/// A worker joins the fake swarm under this name.
+fn join(lab: &Lab, name: &str) {
+    let mut world = lab.fake.world();
+    let mut node = world.nodes["w1"].clone();
+    (node["ID"], node["Description"]["Hostname"]) = (name.into(), format!("host-{name}").into());
+    node["Description"]["Engine"]["EngineVersion"] = "20.10.24".into();
+    world.nodes.insert(name.to_owned(), node);
+}
+
+#[tokio::test]
+async fn a_node_that_joins_is_upgraded_too_and_one_that_left_is_not_waited_for() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1", "w2"]).await;
+    lab.ops.start(UpgradeArgs { exclude: vec!["w2".to_owned()], ..lab.args() }, 0).await.unwrap();
+    lab.until("the first drain", |_| !lab.fake.world().availabilities.is_empty()).await;
+    join(&lab, "w3");
+    lab.fake.world().nodes.remove("w1");
+    let status = lab.until_phase(ended).await;
+    let shown = |id: &str| status.nodes.iter().find(|node| node.id == id);
+    let joined = shown("w3").unwrap();
+    let upgraded = Step::Done { outcome: Outcome::Upgraded { engine_down_ms: 1190 } };
+    assert_eq!((joined.step.as_ref(), joined.engine.as_str()), (Some(&upgraded), TO));
+    assert!(joined.times[0].0 == "waiting" && joined.times[0].1 > 0, "{:?}", joined.times);
+    assert!(shown("w1").is_none());
+    assert_eq!(shown("w2").unwrap().step, None, "it was left out");
+}
+
+#[tokio::test]
+async fn who_was_not_named_stays_outside() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1"]).await;
+    lab.ops.start(UpgradeArgs { only: vec!["m1".to_owned()], manual: true, ..lab.args() }, 0).await.unwrap();
+    join(&lab, "w3");
+    let status =
+        lab.until("w3 is seen", |status| status.nodes.iter().any(|node| node.id == "w3" && node.why.is_some())).await;
+    for node in status.nodes.iter().filter(|node| node.id != "m1") {
+        assert_eq!((&node.step, node.why.as_deref()), (&None, Some("not in the rollout's scope")), "{}", node.id);
+    }
+}
+
+#[tokio::test]
+async fn a_plan_that_nobody_waits_for_ends_its_staging() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1"]).await;
+    let hub = &lab.ops.hub;
+    for start in [false, true] {
+        let mut changed = hub.changed();
+        {
+            let asked = async {
+                if start {
+                    lab.ops.start(lab.args(), 0).await.map(drop)
+                } else {
+                    lab.ops.plan(lab.args()).await.map(drop)
+                }
+            };
+            tokio::pin!(asked);
+            // Dropped as when the operator's command ends: its connection goes, and the request with it.
+            while hub.staging().is_none() {
+                tokio::select! {
+                    biased;
+                    gone = changed.changed() => gone.unwrap(),
+                    done = &mut asked => panic!("it did not wait for the agents: {done:?}"),
+                }
+            }
+        }
+        assert_eq!(hub.staging(), None);
+        assert!(lab.fake.world().configs.is_empty(), "a rollout was recorded");
+    }
+    assert_eq!(lab.ops.plan(lab.args()).await.unwrap().refusals, [], "the next one is not kept out");
 }
 
 #[tokio::test]
@@ -515,4 +666,127 @@ async fn a_closed_port_is_named_with_both_ends() {
     assert_eq!(words.len(), 3, "m1 and w1 don't reach m3, m3 does not reach m1: {words:?}");
     assert!(words.iter().any(|what| what.contains("host-m3") && what.contains("host-m1")), "{words:?}");
     assert!(found[0].hint.contains("TCP"));
+}
+
+#[tokio::test]
+async fn files_that_were_changed_are_found() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1", "w2"]).await;
+    let failure = lab.ops.verify().await.unwrap_err();
+    assert_eq!(
+        (failure.kind, failure.error.as_str()),
+        (FailureKind::Refused, "nothing has been installed by requeen yet")
+    );
+
+    let args = UpgradeArgs { exclude: vec!["w2".to_owned()], manual: true, ..lab.args() };
+    let Started::Rollout { id } = lab.ops.start(args, 0).await.unwrap() else { panic!("nothing to do?") };
+    let failure = lab.ops.verify().await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Refused, "{}", failure.error);
+    assert!(failure.error.contains("is open"), "{}", failure.error);
+    for node in ["m2", "m3", "m1", "w1"] {
+        lab.ops.grant(GrantArgs { node: node.to_owned(), force: false }).await.unwrap();
+        let done = |status: &StatusView| {
+            status.nodes.iter().any(|other| other.id == node && matches!(other.step, Some(Step::Done { .. })))
+        };
+        lab.until(node, done).await;
+    }
+    lab.until_phase(ended).await;
+
+    lab.tampered.lock().unwrap().push("m2".to_owned());
+    let view = lab.ops.verify().await.unwrap();
+    assert_eq!((view.newest.rollout.as_ref(), view.newest.version.as_deref()), (Some(&id), Some(TO)));
+    let verdict = |name: &str| view.nodes.iter().find(|node| node.id == name).unwrap().verdict.clone();
+    for node in ["m1", "m3", "w1"] {
+        assert_eq!(verdict(node), Verdict::Ok, "{node}");
+    }
+    let Verdict::Drifted { files, restart_pending } = verdict("m2") else { panic!("{:?}", verdict("m2")) };
+    assert!(restart_pending, "the engine that runs is still the installed one");
+    assert_eq!(files.len(), 1);
+    assert_eq!((files[0].file, &files[0].installed), (EngineFile::Dockerd, &digest()));
+    assert_ne!(files[0].found.as_ref(), Some(&digest()));
+    assert_eq!(verdict("w2"), Verdict::NotUpgraded { compared: Compared::Outdated });
+    assert_eq!(
+        lab.ops.hub.order_for(&lab.ops.hub.agents()[&NodeId::from("m1")].report),
+        Order::Wait { why: "no rollout".to_owned() }
+    );
+}
+
+#[tokio::test]
+async fn undeploy_takes_everything_and_nothing_else() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1"]).await;
+    lab.deployed();
+    let other = serde_json::json!({"ID": "s2", "Spec": {"Name": "web", "Mode": {"Global": {}}}});
+    lab.fake.world().services.insert("s2".to_owned(), other);
+    let bees =
+        serde_json::json!({"ID": "x", "Version": {"Index": 1}, "Spec": {"Name": "requeen-of-bees", "Data": "aGk="}});
+    lab.fake.world().configs.insert("requeen-of-bees".to_owned(), bees);
+    lab.upgraded().await;
+    let bundles = lab.fake.dir.path().join("bundles");
+    std::fs::create_dir(&bundles).unwrap();
+    std::fs::write(bundles.join(format!("{}.tgz", "a".repeat(64))), "x").unwrap();
+
+    let found = lab.ops.deployment().await.unwrap();
+    assert_eq!((found.services.as_slice(), found.records.len()), (["requeen-agent".to_owned()].as_slice(), 1));
+    assert_eq!(found.reached.iter().map(|node| node.id.as_str()).collect::<Vec<_>>(), ["m2", "m3", "m1", "w1"]);
+    assert_eq!(found.silent, []);
+    assert_eq!(lab.fake.world().services.len(), 2, "to ask removes nothing");
+
+    let done = lab.ops.undeploy(UndeployArgs { backups: false }).await.unwrap();
+    assert!(!done.nothing);
+    assert_eq!((&done.services, &done.records), (&found.services, &found.records));
+    assert_eq!((done.cleaned.len(), done.silent.len(), done.troubles.len()), (4, 0, 0));
+    assert!(done.cleaned.iter().all(|node| node.by_hand && matches!(node.left.as_slice(), [Left::Backup { .. }])));
+    assert_eq!(done.server_node, "host-m1");
+    assert!(!bundles.exists());
+    let world = lab.fake.world();
+    assert_eq!(world.services.keys().collect::<Vec<_>>(), ["s2"]);
+    assert_eq!(world.configs.keys().collect::<Vec<_>>(), ["requeen-of-bees"]);
+}
+
+#[tokio::test]
+async fn undeploy_waits_for_rollouts_and_for_nodes_that_need_their_agent() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1"]).await;
+    lab.deployed();
+    let args = UndeployArgs { backups: true };
+    lab.ops.start(UpgradeArgs { manual: true, ..lab.args() }, 0).await.unwrap();
+    for failure in [lab.ops.undeploy(args).await.unwrap_err(), lab.ops.deployment().await.unwrap_err()] {
+        assert_eq!(failure.kind, FailureKind::Refused);
+        assert!(failure.error.contains("is open"), "{}", failure.error);
+    }
+    lab.ops.abort().await.unwrap();
+    lab.until_phase(ended).await;
+
+    lab.busy.lock().unwrap().push("w1".to_owned());
+    let failure = lab.ops.undeploy(args).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Failed);
+    assert!(failure.error.contains("host-w1: unfinished work"), "{}", failure.error);
+    assert_eq!(lab.in_the_swarm(), (1, 1), "the agents stay");
+
+    lab.busy.lock().unwrap().clear();
+    let preparing = lab.ops.prepare_alone().unwrap();
+    assert_eq!(lab.ops.undeploy(args).await.unwrap_err().kind, FailureKind::Refused);
+    drop(preparing);
+    let done = lab.ops.undeploy(args).await.unwrap();
+    assert!(done.cleaned.iter().all(|node| node.left.is_empty()));
+    assert_eq!(lab.in_the_swarm(), (0, 0));
+}
+
+#[tokio::test]
+async fn nodes_that_nobody_cleans_are_named_with_what_to_type() {
+    let lab = Lab::start(&["m1", "m2", "m3"], &["w1"]).await;
+    lab.deployed();
+    lab.upgraded().await;
+    lab.mute.lock().unwrap().push("w1".to_owned());
+    lab.ops.hub.forget_node(&NodeId::from("w1"));
+    let done = lab.ops.undeploy(UndeployArgs { backups: true }).await.unwrap();
+    assert_eq!(done.cleaned.len(), 3);
+    let [silent] = done.silent.as_slice() else { panic!("{:?}", done.silent) };
+    assert_eq!(silent.hostname, "host-w1");
+    assert!(silent.command.starts_with("rm -rf /var/lib/requeen/"), "{}", silent.command);
+    // Those that are gone with the service are not asked again; the ones here were started by hand and stay.
+    lab.mute.lock().unwrap().extend(["m1", "m2", "m3"].map(str::to_owned));
+    for node in ["m1", "m2", "m3"] {
+        lab.ops.hub.forget_node(&NodeId::from(node));
+    }
+    let again = lab.ops.undeploy(UndeployArgs { backups: true }).await.unwrap();
+    assert!(again.nothing && again.silent.is_empty());
 }

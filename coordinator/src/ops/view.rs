@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use requeen_protocol::{NodeId, NodeState, RolloutId, Target};
 
-use crate::api::{NodeStatus, PlanView, PlannedNode, RolloutView, StatusView};
-use crate::plan::model::{Entry, Observed, Rollout, Step};
+use crate::api::{LeftOut, NodeStatus, PlanView, PlannedNode, RolloutView, StatusView, TimeLimit};
+use crate::plan::freed;
+use crate::plan::model::{Entry, IN_WORK, Observed, Rollout, Step};
 use crate::plan::reasons::{Refusal, WaitingFor};
 use crate::plan::refuse;
 use crate::probe::StepSpan;
@@ -34,7 +35,8 @@ pub(super) fn status(
             let agent = observed.agents.get(&id);
             let open = rollout.filter(|rollout| is_open(rollout));
             let why = entry.and_then(|entry| match (&entry.step, open) {
-                (Step::Done { .. }, _) => None,
+                // Nobody but the operator gives these their availability back.
+                (Step::Done { .. }, _) => freed::left_drained(entry, node).then_some(WaitingFor::LeftDrained),
                 // An abort leaves it so, and the operator has to know for as long as it is so.
                 (Step::Held { .. }, None) => Some(WaitingFor::KeptDrained),
                 (Step::Waiting { .. } | Step::Working { .. } | Step::Restoring { .. }, None) => None,
@@ -42,6 +44,8 @@ pub(super) fn status(
                     waiting.get(&id).cloned()
                 }
             });
+            // A node outside the rollout may be on its way into it.
+            let why = why.or_else(|| waiting.get(&id).filter(|_| entry.is_none() && open.is_some()).cloned());
             Some(NodeStatus {
                 id: id.to_string(),
                 hostname: node.hostname.clone(),
@@ -70,22 +74,31 @@ pub(super) fn status(
     }
 }
 
-fn since_ms(rollout: &Rollout, entry: &Entry, now: Timestamp) -> u64 {
+pub(super) fn since_ms(rollout: &Rollout, entry: &Entry, now: Timestamp) -> u64 {
     let began = entry.times.last().map_or(0, |(_, ms)| *ms);
     millis_between(rollout.request.started_at, now).saturating_sub(began)
 }
 
 fn rollout_view(observed: &Observed, rollout: &Rollout, now: Timestamp) -> RolloutView {
-    // The last write of a record that has ended is its end.
-    let until = if is_open(rollout) { now } else { rollout.owner.renewed };
     RolloutView {
         id: rollout.request.id.clone(),
         to: target_words(&rollout.request.target),
         phase: rollout.phase.clone(),
         owner: hostname(observed, &rollout.owner.node),
         started_at: rollout.request.started_at.to_string(),
-        elapsed_ms: millis_between(rollout.request.started_at, until),
+        elapsed_ms: elapsed_ms(rollout, now),
+        limit: rollout.request.policy.not_after.map(|not_after| TimeLimit { not_after, lifted: rollout.limit_lifted }),
     }
+}
+
+/// Milliseconds since the rollout began, or until it ended.
+pub(super) fn elapsed_ms(rollout: &Rollout, now: Timestamp) -> u64 {
+    millis_between(rollout.request.started_at, ended_at(rollout).unwrap_or(now))
+}
+
+/// When the rollout ended: the last write of a record that has ended is its end.
+pub(super) fn ended_at(rollout: &Rollout) -> Option<Timestamp> {
+    (!is_open(rollout)).then_some(rollout.owner.renewed)
 }
 
 fn target_words(target: &Target) -> String {
@@ -98,6 +111,17 @@ fn target_words(target: &Target) -> String {
 /// A node's host name, or its ID where the swarm knows it no longer.
 pub(super) fn hostname(observed: &Observed, node: &NodeId) -> String {
     observed.nodes.get(node).map_or_else(|| node.to_string(), |node| node.hostname.clone())
+}
+
+/// Nodes that run the target already, in the order in which they would move.
+pub(super) fn left_out(observed: &Observed, nodes: &std::collections::BTreeSet<NodeId>) -> Vec<LeftOut> {
+    refuse::order(observed, nodes)
+        .into_iter()
+        .filter_map(|id| {
+            let node = observed.nodes.get(&id)?;
+            Some(LeftOut { id: id.to_string(), hostname: node.hostname.clone(), engine: node.engine_version.clone() })
+        })
+        .collect()
 }
 
 /// The plan of a rollout that has been staged as `id`, or was refused before.
@@ -125,7 +149,8 @@ pub(super) fn plan(
                 | NodeState::Running { .. }
                 | NodeState::Upgraded { .. }
                 | NodeState::RolledBack { .. }
-                | NodeState::Stuck { .. } => None,
+                | NodeState::Stuck { .. }
+                | NodeState::Cleaned { .. } => None,
             });
             let mut notes = preflight.map(|found| found.notes.clone()).unwrap_or_default();
             if let Some(found) = preflight.filter(|found| !found.standalone.is_empty()) {
@@ -156,23 +181,13 @@ pub(super) fn plan(
         nothing_to_do: refusals.is_empty() && nodes.iter().all(|node| node.staged && node.changes.is_empty()),
         nodes,
         refusals,
+        left_out: Vec::new(),
     }
 }
 
 /// When which step was under way where, for the probe's report. Waiting and being done or held is no
 /// step that could disturb anything.
 pub(super) fn spans(rollout: &Rollout) -> Vec<StepSpan> {
-    const IN_WORK: &[&str] = &[
-        "granted",
-        "draining",
-        "emptying",
-        "linking",
-        "swapping",
-        "settling",
-        "switching-back",
-        "withdrawing",
-        "restoring",
-    ];
     let at = |ms: u64| {
         let since = jiff::SignedDuration::from_millis(i64::try_from(ms).unwrap_or(i64::MAX));
         rollout.request.started_at.checked_add(since).unwrap_or(Timestamp::MAX)
@@ -234,6 +249,7 @@ mod tests {
             hostname: "host".to_owned(),
             role: Role::Manager,
             from: "20.10.24".to_owned(),
+            joined: false,
             step,
             times: vec![("waiting".to_owned(), 0), ("draining".to_owned(), 1000), ("emptying".to_owned(), 3000)],
         };
@@ -250,14 +266,18 @@ mod tests {
                     allow_downgrade: false,
                     start_timeout_secs: 60,
                     join_timeout_secs: 180,
+                    not_after: None,
                 },
                 started_by_uid: 0,
                 started_at: at(0),
                 short_services: Vec::new(),
+                scope_all: true,
+                excluded: Default::default(),
             },
             phase,
             owner: Owner { node: NodeId::from("m1"), epoch: 1, renewed: at(60) },
             nodes: ["m1", "m2"].map(NodeId::from).into_iter().zip(steps.map(entry)).collect(),
+            limit_lifted: false,
         }
     }
 
@@ -279,6 +299,17 @@ mod tests {
         assert!(kept.why.as_ref().unwrap().contains("docker node update --availability active"));
         assert_eq!(kept.since_ms, None);
         assert_eq!(view.rollout.unwrap().elapsed_ms, 60_000, "the clock stops with the last write");
+    }
+
+    #[test]
+    fn a_node_that_came_back_after_its_release_is_named_while_it_is_drained() {
+        let done = || Step::Done { outcome: Outcome::Upgraded { engine_down_ms: 1 } };
+        let mut rollout = rollout(Phase::Ended { aborted: false }, [done(), done()]);
+        let entry = rollout.nodes.get_mut(&NodeId::from("m1")).unwrap();
+        entry.times.extend([("failed".to_owned(), 9000), ("upgraded".to_owned(), 9900)]);
+        let view = status(&swarm(), Some(&rollout), &BTreeMap::new(), &BTreeSet::new(), at(100));
+        assert_eq!(shown(&view, "m1").waiting, Some(WaitingFor::LeftDrained));
+        assert_eq!(shown(&view, "m2").waiting, None);
     }
 
     #[test]

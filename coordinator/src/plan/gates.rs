@@ -3,18 +3,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use requeen_protocol::{NodeId, NodeState};
 
+use super::limit::Limit;
 use super::model::{AgentView, Availability, LeaseRecord, NodeView, Observed, Phase, Role, Rollout, Step};
 use super::reasons::WaitingFor;
 
-/// Whether losing `one` more manager leaves a majority. Managers outside the rollout count too.
-pub(crate) fn quorum_without(observed: &Observed, one: &NodeId) -> Result<(), (usize, usize)> {
+/// Whether losing `one` more manager leaves a majority. Managers outside the rollout count too; those that `may_go`
+/// by themselves count as unreachable.
+pub(crate) fn quorum_without(
+    observed: &Observed,
+    one: &NodeId,
+    may_go: &dyn Fn(&NodeId) -> bool,
+) -> Result<(), (usize, usize)> {
     let managers = observed.nodes.values().filter(|node| node.role == Role::Manager);
     let (mut all, mut reachable, mut lost) = (0, 0, 0);
     for manager in managers {
         all += 1;
-        if manager.reachable {
+        if manager.reachable && !may_go(&manager.id) {
             reachable += 1;
             lost += usize::from(manager.id == *one);
         }
@@ -67,7 +74,8 @@ pub(crate) fn emptied(observed: &Observed, node: &NodeView, agent: &AgentView) -
         | NodeState::Running { .. }
         | NodeState::Upgraded { .. }
         | NodeState::RolledBack { .. }
-        | NodeState::Stuck { .. } => None,
+        | NodeState::Stuck { .. }
+        | NodeState::Cleaned { .. } => None,
     }
 }
 
@@ -152,14 +160,17 @@ impl<'a> Gates<'a> {
     }
 
     /// What keeps the node from getting a lease now. `forced` opens all gates that an operator may
-    /// answer for: order, slots and quorum. Staging is none of them.
-    pub(crate) fn closed(&self, id: &NodeId, by_hand: bool, forced: bool) -> Option<WaitingFor> {
+    /// answer for: order, slots, quorum and the time limit. Staging is none of them.
+    pub(crate) fn closed(&self, id: &NodeId, by_hand: bool, forced: bool, now: Timestamp) -> Option<WaitingFor> {
         match self.rollout.phase {
             Phase::Running | Phase::Aborting | Phase::Ended { .. } => {}
             Phase::Paused => return Some(WaitingFor::Paused),
             Phase::Halted { .. } => return Some(WaitingFor::Halted),
         }
         if let Some(why) = self.unstaged(id) {
+            return Some(why);
+        }
+        if !forced && let Some(why) = Limit::of(self.rollout).and_then(|limit| limit.closed(id, now)) {
             return Some(why);
         }
         if self.rollout.request.policy.manual && !by_hand {
@@ -197,17 +208,18 @@ impl<'a> Gates<'a> {
             | NodeState::Running { .. }
             | NodeState::Upgraded { .. }
             | NodeState::RolledBack { .. }
-            | NodeState::Stuck { .. } => Some(WaitingFor::Staging { progress: None }),
+            | NodeState::Stuck { .. }
+            | NodeState::Cleaned { .. } => Some(WaitingFor::Staging { progress: None }),
         }
     }
 
-    /// Nothing is drained before every node has staged.
+    /// Nothing is drained before every node has staged, but for those that joined later.
     fn others_unstaged(&self, id: &NodeId) -> Option<WaitingFor> {
         let nodes: Vec<_> = self
             .rollout
             .nodes
             .iter()
-            .filter(|(other, entry)| *other != id && matches!(entry.step, Step::Waiting { .. }))
+            .filter(|(other, entry)| *other != id && !entry.joined && matches!(entry.step, Step::Waiting { .. }))
             .filter(|(other, _)| self.unstaged(other).is_some())
             .map(|(_, entry)| entry.hostname.clone())
             .collect();
@@ -239,7 +251,10 @@ impl<'a> Gates<'a> {
         if self.rollout.request.policy.accept_control_plane_outage {
             return None;
         }
-        quorum_without(self.observed, id).err().map(|(reachable, managers)| WaitingFor::Quorum { reachable, managers })
+        let may_go = |other: &NodeId| super::freed::may_restart(self.rollout, self.observed, other);
+        quorum_without(self.observed, id, &may_go)
+            .err()
+            .map(|(reachable, managers)| WaitingFor::Quorum { reachable, managers })
     }
 
     fn worker_closed(&self, id: &NodeId) -> Option<WaitingFor> {

@@ -4,7 +4,11 @@
 //! The order of a rollout is in this file: [`plan`] looks at every node's recorded step, decides by
 //! `advance` whether it may go on, and grants new leases by `grant` when nothing forbids it.
 
+pub mod errand;
+pub mod freed;
 mod gates;
+mod joins;
+pub mod limit;
 pub mod model;
 pub mod orders;
 pub mod owner;
@@ -12,7 +16,7 @@ pub mod reasons;
 pub mod rebuild;
 pub mod refuse;
 #[cfg(test)]
-mod simulation;
+pub(crate) mod simulation;
 #[cfg(test)]
 mod tests;
 
@@ -22,8 +26,10 @@ use jiff::Timestamp;
 use requeen_protocol::{LeaseId, NodeId, NodeState, PermitId, Speaker};
 
 use gates::Gates;
+use limit::Limit;
 use model::{
-    AgentView, Availability, LeaseRecord, ManagerPolicy, NodeView, Observed, Outcome, Phase, Role, Rollout, Step, Work,
+    AgentView, Availability, Entry, LeaseRecord, ManagerPolicy, NodeView, Observed, Outcome, Phase, Role, Rollout,
+    Step, Work,
 };
 use reasons::WaitingFor;
 
@@ -39,6 +45,13 @@ pub enum Move {
         node: NodeId,
         /// Its new step.
         step: Step,
+    },
+    /// Take this node, which joined the swarm after the rollout had begun, into the record.
+    Join {
+        /// The node.
+        node: NodeId,
+        /// Its entry; whoever writes it adds the time.
+        entry: Entry,
     },
     /// Make the swarm give the node this availability; name, labels and role stay.
     SetAvailability {
@@ -56,7 +69,7 @@ pub enum Move {
 pub struct Plan {
     /// What to do, in this order.
     pub moves: Vec<Move>,
-    /// For every node of the rollout that is not done: why it does not move.
+    /// For every node of the swarm that is not done: why it does not move.
     pub waiting: BTreeMap<NodeId, WaitingFor>,
 }
 
@@ -72,9 +85,9 @@ enum Next {
     Trouble(Step, String),
 }
 
-/// Plans the next moves of `rollout`. `_now` is the one clock that a policy may ever read: rules that
+/// Plans the next moves of `rollout`. `now` is the one clock that a policy may ever read: rules that
 /// depend on the time of day take it from here.
-pub fn plan(rollout: &Rollout, observed: &Observed, _now: Timestamp) -> Plan {
+pub fn plan(rollout: &Rollout, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     if matches!(rollout.phase, Phase::Ended { .. }) {
         return plan;
@@ -96,7 +109,11 @@ pub fn plan(rollout: &Rollout, observed: &Observed, _now: Timestamp) -> Plan {
     let mut trouble = None;
     for (id, entry) in &rollout.nodes {
         let next = match &entry.step {
-            Step::Done { .. } | Step::Waiting { .. } => continue,
+            Step::Waiting { .. } => continue,
+            Step::Done { outcome } => match freed::heard_again(rollout, observed, id, outcome) {
+                Some(step) => Next::Record(step),
+                None => continue,
+            },
             Step::Working { lease, before, work } => advance(rollout, observed, id, lease, *before, work),
             Step::Held { before, outcome } => release(rollout, *before, outcome),
             Step::Restoring { before, outcome } => restore(rollout, observed, id, *before, outcome),
@@ -123,22 +140,27 @@ pub fn plan(rollout: &Rollout, observed: &Observed, _now: Timestamp) -> Plan {
     {
         plan.moves.push(Move::Phase(Phase::Halted { reason }));
     }
+    joins::come_and_go(rollout, observed, &mut plan);
     // A node that moves in this round is counted by what the record says before the move; a
     // grant is considered only in a round in which nothing else moves, so that it sees the result.
     let quiet = plan.moves.is_empty();
-    grant(rollout, observed, running && quiet, &mut plan);
+    grant(rollout, observed, running && quiet, now, &mut plan);
     if quiet && plan.moves.is_empty() {
-        plan.moves.extend(finish(rollout).map(Move::Phase));
+        plan.moves.extend(finish(rollout, now).map(Move::Phase));
     }
     plan
 }
 
-/// Whether the rollout is over.
-fn finish(rollout: &Rollout) -> Option<Phase> {
+/// Whether the rollout is over, or its time is.
+fn finish(rollout: &Rollout, now: Timestamp) -> Option<Phase> {
     let steps = || rollout.nodes.values().map(|entry| &entry.step);
     match rollout.phase {
+        Phase::Running if steps().all(|step| matches!(step, Step::Done { .. })) => {
+            Some(Phase::Ended { aborted: false })
+        }
         Phase::Running => {
-            steps().all(|step| matches!(step, Step::Done { .. })).then_some(Phase::Ended { aborted: false })
+            let limit = Limit::of(rollout).filter(|_| !steps().any(Step::in_work))?;
+            limit.over(now).map(|reason| Phase::Halted { reason })
         }
         Phase::Aborting => (!steps().any(Step::in_work)).then_some(Phase::Ended { aborted: true }),
         Phase::Paused | Phase::Halted { .. } | Phase::Ended { .. } => None,
@@ -146,7 +168,7 @@ fn finish(rollout: &Rollout) -> Option<Phase> {
 }
 
 /// Grants at most one lease, to the first node that may have one, and says why the others wait.
-fn grant(rollout: &Rollout, observed: &Observed, may_grant: bool, plan: &mut Plan) {
+fn grant(rollout: &Rollout, observed: &Observed, may_grant: bool, now: Timestamp, plan: &mut Plan) {
     let gates = Gates::new(rollout, observed);
     let mut granted = false;
     for id in refuse::order(observed, &rollout.nodes.keys().cloned().collect()) {
@@ -158,11 +180,12 @@ fn grant(rollout: &Rollout, observed: &Observed, may_grant: bool, plan: &mut Pla
         }
         if let Some(reason) = unfit(rollout, observed, &id)
             && rollout.phase == Phase::Running
+            && !entry.joined
         {
             plan.moves.push(Move::Phase(Phase::Halted { reason: format!("{}: {reason}", entry.hostname) }));
             return;
         }
-        match gates.closed(&id, by_hand, forced) {
+        match gates.closed(&id, by_hand, forced, now) {
             None if may_grant && !granted => {
                 granted = true;
                 plan.moves.push(Move::Record {
@@ -202,18 +225,23 @@ fn unfit(rollout: &Rollout, observed: &Observed, id: &NodeId) -> Option<String> 
         | NodeState::Swapping { .. }
         | NodeState::Running { .. }
         | NodeState::Upgraded { .. }
-        | NodeState::RolledBack { .. } => None,
+        | NodeState::RolledBack { .. }
+        | NodeState::Cleaned { .. } => None,
     }
 }
 
 /// The lease that the node gets next. Its ID tells it from those that the node had before.
 fn next_lease(rollout: &Rollout, id: &NodeId, forced: bool) -> LeaseRecord {
-    let before = rollout.nodes[id].times.iter().filter(|(step, _)| step == "granted").count();
-    LeaseRecord {
-        id: LeaseId(format!("{}.{}.{}", rollout.request.id, id, before + 1)),
-        epoch: rollout.owner.epoch,
-        forced,
-    }
+    numbered_lease(rollout, id, grants(rollout, id) + 1, forced)
+}
+
+/// How many leases the node has had.
+fn grants(rollout: &Rollout, id: &NodeId) -> usize {
+    rollout.nodes[id].times.iter().filter(|(step, _)| step == "granted").count()
+}
+
+fn numbered_lease(rollout: &Rollout, id: &NodeId, number: usize, forced: bool) -> LeaseRecord {
+    LeaseRecord { id: LeaseId(format!("{}.{}.{number}", rollout.request.id, id)), epoch: rollout.owner.epoch, forced }
 }
 
 /// What a node under a lease does next.
@@ -231,7 +259,7 @@ fn advance(
     };
     let Some(node) = observed.nodes.get(id) else {
         return Next::Wait(WaitingFor::SwarmView {
-            missing: "the node itself: it was removed from the swarm".to_owned(),
+            missing: "the node itself: it was removed from the swarm (`requeen release` frees its slot)".to_owned(),
         });
     };
     // Final words of the node count at every step.
@@ -259,11 +287,18 @@ fn advance(
             | NodeState::Swapping { .. }
             | NodeState::Running { .. }
             | NodeState::Upgraded { .. }
-            | NodeState::Stuck { .. } => {}
+            | NodeState::Stuck { .. }
+            | NodeState::Cleaned { .. } => {}
         }
     }
     // Before the stop, an abort takes the lease back.
     let untouched = matches!(work, Work::Granted | Work::Draining | Work::Emptying | Work::Linking);
+    // A record that was made again from what nodes said may be behind a node.
+    let state = &agent.report.state;
+    let further = matches!(state, NodeState::Swapping { .. } | NodeState::Running { .. } | NodeState::Upgraded { .. });
+    if untouched && further && state.lease() == Some(&lease.id) {
+        return to(Work::Permitted { permit: PermitId(format!("{}.stop", lease.id)), index: 0 });
+    }
     if untouched && rollout.phase == Phase::Aborting {
         return to(Work::Withdrawing);
     }
@@ -291,7 +326,8 @@ fn advance(
             | NodeState::Running { .. }
             | NodeState::Upgraded { .. }
             | NodeState::RolledBack { .. }
-            | NodeState::Stuck { .. } => Next::Wait(silent_or(agent, WaitingFor::Executor)),
+            | NodeState::Stuck { .. }
+            | NodeState::Cleaned { .. } => Next::Wait(silent_or(agent, WaitingFor::Executor)),
         },
         Work::Draining if node.availability == Availability::Drain => to(Work::Emptying),
         Work::Draining => Next::Availability(Availability::Drain, WaitingFor::Drain),
@@ -313,7 +349,8 @@ fn advance(
             | NodeState::Running { .. }
             | NodeState::Upgraded { .. }
             | NodeState::RolledBack { .. }
-            | NodeState::Stuck { .. } => Next::Wait(silent_or(agent, WaitingFor::Links)),
+            | NodeState::Stuck { .. }
+            | NodeState::Cleaned { .. } => Next::Wait(silent_or(agent, WaitingFor::Links)),
         },
         Work::Permitted { index, .. } => permitted(rollout, agent, node, *index, &to),
         Work::Settling => match &agent.report.state {
@@ -330,13 +367,16 @@ fn advance(
             | NodeState::Swapping { .. }
             | NodeState::Running { .. }
             | NodeState::RolledBack { .. }
-            | NodeState::Stuck { .. } => Next::Wait(silent_or(agent, WaitingFor::Settle)),
+            | NodeState::Stuck { .. }
+            | NodeState::Cleaned { .. } => Next::Wait(silent_or(agent, WaitingFor::Settle)),
         },
         Work::SwitchingBack { .. } => Next::Wait(silent_or(agent, WaitingFor::SwitchBack)),
         Work::Withdrawing => match &agent.report.state {
-            NodeState::Idle | NodeState::Staging { .. } | NodeState::Staged { .. } | NodeState::Refused { .. } => {
-                Next::Record(Step::Restoring { before, outcome: Outcome::Untouched })
-            }
+            NodeState::Idle
+            | NodeState::Staging { .. }
+            | NodeState::Staged { .. }
+            | NodeState::Refused { .. }
+            | NodeState::Cleaned { .. } => Next::Record(Step::Restoring { before, outcome: Outcome::Untouched }),
             NodeState::Leased { .. }
             | NodeState::Linked { .. }
             | NodeState::Swapping { .. }
@@ -369,7 +409,8 @@ fn permitted(rollout: &Rollout, agent: &AgentView, node: &NodeView, index: u64, 
         | NodeState::Leased { .. }
         | NodeState::Linked { .. }
         | NodeState::RolledBack { .. }
-        | NodeState::Stuck { .. } => Next::Wait(WaitingFor::Engine { phase: None, detail: None }),
+        | NodeState::Stuck { .. }
+        | NodeState::Cleaned { .. } => Next::Wait(WaitingFor::Engine { phase: None, detail: None }),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the planner reads and writes: the swarm as observed, the rollout as recorded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use jiff::Timestamp;
@@ -153,6 +153,9 @@ pub struct Policy {
     pub start_timeout_secs: u64,
     /// How long the swarm may take to see a new engine that answers locally, seconds.
     pub join_timeout_secs: u64,
+    /// No node is begun that could not be done by then. Records of earlier versions have no such word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<Timestamp>,
 }
 
 /// The immutable part of a rollout's record: the data of its swarm config.
@@ -173,6 +176,12 @@ pub struct Request {
     /// Services that had fewer tasks running than wanted before anything was touched: they are not
     /// waited for.
     pub short_services: Vec<String>,
+    /// Whether all nodes were meant, so that one that joins the swarm later is taken in too.
+    #[serde(default)]
+    pub scope_all: bool,
+    /// The nodes that the operator left out nevertheless.
+    #[serde(default)]
+    pub excluded: BTreeSet<NodeId>,
 }
 
 /// [`Request::schema`] of this version.
@@ -349,12 +358,15 @@ impl LeaseRecord {
 /// One node's part of the record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Host name when the rollout started.
+    /// Host name when it came into the rollout.
     pub hostname: String,
-    /// Role when the rollout started.
+    /// Role when it came into the rollout.
     pub role: Role,
-    /// Engine version when the rollout started.
+    /// Engine version when it came into the rollout.
     pub from: String,
+    /// Whether it joined the swarm after the rollout had begun.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub joined: bool,
     /// Where it stands.
     #[serde(flatten)]
     pub step: Step,
@@ -373,7 +385,22 @@ pub struct Rollout {
     pub owner: Owner,
     /// Every node in its scope.
     pub nodes: BTreeMap<NodeId, Entry>,
+    /// Whether the operator has lifted [`Policy::not_after`].
+    pub limit_lifted: bool,
 }
+
+/// Names of the steps in which a node holds a lease or its tasks are waited for: those that take its time.
+pub const IN_WORK: &[&str] = &[
+    "granted",
+    "draining",
+    "emptying",
+    "linking",
+    "swapping",
+    "settling",
+    "switching-back",
+    "withdrawing",
+    "restoring",
+];
 
 impl Step {
     /// The step's name, as people and timelines see it.

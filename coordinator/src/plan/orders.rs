@@ -125,6 +125,7 @@ fn memo(rollout: &Rollout, report: &Report, before: Availability) -> String {
         hostname: entry.map(|entry| entry.hostname.clone()).unwrap_or_default(),
         from: entry.map(|entry| entry.from.clone()).unwrap_or_default(),
         before,
+        leases: super::grants(rollout, &report.node),
     }
     .to_text()
 }
@@ -150,7 +151,7 @@ fn in_rollout(rollout: &Rollout, step: &Step, report: &Report) -> Order {
             let lease = lease.to_wire(&request.id, &report.node);
             match work {
                 Work::Granted | Work::Draining | Work::Emptying => match report.state {
-                    NodeState::Idle | NodeState::Staging { .. } => stage(),
+                    NodeState::Idle | NodeState::Staging { .. } | NodeState::Cleaned { .. } => stage(),
                     NodeState::Staged { .. }
                     | NodeState::Refused { .. }
                     | NodeState::Leased { .. }
@@ -177,7 +178,8 @@ fn in_rollout(rollout: &Rollout, step: &Step, report: &Report) -> Order {
                     | NodeState::Running { .. }
                     | NodeState::Upgraded { .. }
                     | NodeState::RolledBack { .. }
-                    | NodeState::Stuck { .. } => wait("the swarm has to see the new engine"),
+                    | NodeState::Stuck { .. }
+                    | NodeState::Cleaned { .. } => wait("the swarm has to see the new engine"),
                 },
                 Work::Settling => Order::Settle { lease },
                 Work::SwitchingBack { reason } => Order::SwitchBack { lease, reason: reason.clone() },

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
 use requeen_protocol::{Progress, SwapPhase};
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "for", rename_all = "kebab-case")]
 pub enum WaitingFor {
+    /// Nothing: the rollout leaves it out.
+    OutOfScope,
     /// No agent of this node has been heard.
     Agent,
     /// The agent was heard once but not lately.
@@ -55,6 +58,13 @@ pub enum WaitingFor {
     },
     /// The managers have no leader.
     Leader,
+    /// It could not be done in time.
+    NotAfter {
+        /// When the time is over.
+        until: Timestamp,
+        /// How long the node (under hold-drained: all managers) would take, by what others took, seconds.
+        needs_secs: u64,
+    },
     /// The operator grants each lease.
     Grant,
     /// The rollout is paused.
@@ -107,6 +117,8 @@ pub enum WaitingFor {
     },
     /// Kept drained after an abort or a halt: re-activating early is what the policy exists to prevent.
     KeptDrained,
+    /// Released by the operator while it was drained, and left so although it was heard again.
+    LeftDrained,
     /// Tasks have to run again.
     TasksToRun {
         /// Names of their services.
@@ -119,6 +131,7 @@ pub enum WaitingFor {
 impl fmt::Display for WaitingFor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            WaitingFor::OutOfScope => f.write_str("not in the rollout's scope"),
             WaitingFor::Agent => f.write_str("no agent has called from this node"),
             WaitingFor::SilentAgent { secs } => write!(f, "its agent has been silent for {secs} s"),
             WaitingFor::Staging { progress: None } => f.write_str("its agent starts staging"),
@@ -139,6 +152,9 @@ impl fmt::Display for WaitingFor {
                 managers / 2 + 1
             ),
             WaitingFor::Leader => f.write_str("the managers have no leader"),
+            WaitingFor::NotAfter { until, needs_secs } => {
+                write!(f, "not after {until}: it would take about {needs_secs} s")
+            }
             WaitingFor::Grant => f.write_str("its lease is granted by hand (`requeen grant`)"),
             WaitingFor::Paused => f.write_str("the rollout is paused (`requeen resume`)"),
             WaitingFor::Halted => f.write_str("the rollout is halted (`requeen resume` or `requeen abort`)"),
@@ -171,6 +187,9 @@ impl fmt::Display for WaitingFor {
             }
             WaitingFor::KeptDrained => f.write_str(
                 "kept drained: activate it once every manager runs the same version (`docker node update --availability active`)",
+            ),
+            WaitingFor::LeftDrained => f.write_str(
+                "released while it was drained, and left so (`docker node update --availability active`)",
             ),
             WaitingFor::TasksToRun { services } => write!(f, "tasks to run again: {}", services.join(", ")),
             WaitingFor::Availability => f.write_str("its availability is being restored"),

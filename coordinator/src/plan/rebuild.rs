@@ -15,6 +15,9 @@ use super::model::{
     Work,
 };
 
+/// Name of the step that a grant begins.
+const GRANTED: &str = "granted";
+
 /// What a node under a lease keeps for the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memo {
@@ -26,6 +29,8 @@ pub struct Memo {
     pub from: String,
     /// Its availability before the drain.
     pub before: Availability,
+    /// How many leases it had been granted, this one included.
+    pub leases: usize,
 }
 
 impl Memo {
@@ -69,11 +74,16 @@ pub fn rebuild(observed: &Observed, id: &RolloutId, epoch: u64, now: Timestamp) 
         };
         let hostname = memo.map_or_else(|| view.hostname.clone(), |memo| memo.hostname.clone());
         let since = u64::try_from(now.duration_since(request.started_at).as_millis()).unwrap_or_default();
-        let times = vec![(step.name().to_owned(), since)];
-        nodes.insert(node.clone(), Entry { hostname, role: view.role, from, step, times });
+        // Leases are numbered by how often one was granted.
+        let again = usize::from(step.name() == GRANTED);
+        let mut times = vec![(GRANTED.to_owned(), since); memo.map_or(0, |memo| memo.leases + again)];
+        if step.name() != GRANTED {
+            times.push((step.name().to_owned(), since));
+        }
+        nodes.insert(node.clone(), Entry { hostname, role: view.role, from, step, times, joined: false });
     }
     let owner = Owner { node: observed.me.clone(), epoch, renewed: now };
-    Some(Rollout { request, phase: Phase::Running, owner, nodes })
+    Some(Rollout { request, phase: Phase::Running, owner, nodes, limit_lifted: false })
 }
 
 /// Where a node goes on that was granted a lease.
@@ -86,8 +96,12 @@ fn step_under_lease(state: &NodeState, node: &NodeView, memo: &Memo, epoch: u64)
     let permitted = |lease: &LeaseId| Work::Permitted { permit: PermitId(format!("{lease}.stop")), index: 0 };
     match state {
         // Its lease is over; it may be drained still.
-        NodeState::Idle | NodeState::Staging { .. } | NodeState::Staged { .. } | NodeState::Refused { .. } => {
-            working(LeaseId(format!("{}.{}.again-{epoch}", memo.request.id, node.id)), Work::Granted)
+        NodeState::Idle
+        | NodeState::Staging { .. }
+        | NodeState::Staged { .. }
+        | NodeState::Refused { .. }
+        | NodeState::Cleaned { .. } => {
+            working(LeaseId(format!("{}.{}.{}", memo.request.id, node.id, memo.leases + 1)), Work::Granted)
         }
         // The stop's conditions are all looked at again.
         NodeState::Leased { lease, .. } | NodeState::Linked { lease, .. } => working(lease.clone(), Work::Draining),
@@ -125,6 +139,7 @@ fn step_without(state: &NodeState, id: &RolloutId) -> Option<Step> {
         | NodeState::Running { .. }
         | NodeState::Upgraded { .. }
         | NodeState::RolledBack { .. }
-        | NodeState::Stuck { .. } => None,
+        | NodeState::Stuck { .. }
+        | NodeState::Cleaned { .. } => None,
     }
 }

@@ -137,7 +137,7 @@ pub fn swarm(observed: &Observed, scope: &BTreeSet<NodeId>, policy: &Policy) -> 
         }
     }
     let managers: Vec<_> = nodes.iter().filter(|node| node.role == Role::Manager).collect();
-    let short = managers.iter().find_map(|node| quorum_without(observed, &node.id).err());
+    let short = managers.iter().find_map(|node| quorum_without(observed, &node.id, &|_| false).err());
     if let Some((reachable, all)) = short
         && !policy.accept_control_plane_outage
     {
@@ -223,7 +223,8 @@ pub fn staged(observed: &Observed, scope: &BTreeSet<NodeId>) -> Vec<Refusal> {
             | NodeState::Swapping { .. }
             | NodeState::Running { .. }
             | NodeState::Upgraded { .. }
-            | NodeState::RolledBack { .. } => refusals.push(Refusal {
+            | NodeState::RolledBack { .. }
+            | NodeState::Cleaned { .. } => refusals.push(Refusal {
                 node: Some(name.clone()),
                 what: format!("node {name} has not staged the target in time"),
                 hint: format!("give it more time with `--stage-timeout`, or leave it out with `--exclude {name}`"),

@@ -17,9 +17,9 @@ use super::model::{
     AgentView, Availability, Entry, ManagerPolicy, NodeView, Observed, Outcome, Owner, Phase, Policy, Request, Role,
     Rollout, SCHEMA, Step, TaskView,
 };
-use super::{Move, orders, owner, plan, rebuild};
+use super::{Move, freed, orders, owner, plan, rebuild};
 
-pub(super) fn node(name: &str, role: Role) -> NodeView {
+pub(crate) fn node(name: &str, role: Role) -> NodeView {
     NodeView {
         id: NodeId(format!("id-{name}")),
         hostname: name.to_owned(),
@@ -34,7 +34,7 @@ pub(super) fn node(name: &str, role: Role) -> NodeView {
     }
 }
 
-pub(super) fn agent(view: &NodeView, state: NodeState) -> AgentView {
+pub(crate) fn agent(view: &NodeView, state: NodeState) -> AgentView {
     AgentView {
         report: Report {
             node: view.id.clone(),
@@ -47,6 +47,7 @@ pub(super) fn agent(view: &NodeView, state: NodeState) -> AgentView {
                 started_us: 1,
                 files: BTreeMap::new(),
             }),
+            installed: None,
             state,
             seen: None,
             memo: None,
@@ -57,7 +58,7 @@ pub(super) fn agent(view: &NodeView, state: NodeState) -> AgentView {
     }
 }
 
-pub(super) fn staged(rollout: &RolloutId) -> NodeState {
+pub(crate) fn staged(rollout: &RolloutId) -> NodeState {
     NodeState::Staged {
         rollout: rollout.clone(),
         preflight: Preflight {
@@ -71,11 +72,11 @@ pub(super) fn staged(rollout: &RolloutId) -> NodeState {
     }
 }
 
-pub(super) fn digest() -> Digest {
+pub(crate) fn digest() -> Digest {
     Digest::from_hex(&"0".repeat(64)).expect("a digest")
 }
 
-pub(super) fn rollout(nodes: &[NodeView], policy: Policy) -> Rollout {
+pub(crate) fn rollout(nodes: &[NodeView], policy: Policy) -> Rollout {
     let id = RolloutId("r1".to_owned());
     Rollout {
         request: Request {
@@ -93,6 +94,8 @@ pub(super) fn rollout(nodes: &[NodeView], policy: Policy) -> Rollout {
             started_by_uid: 0,
             started_at: Timestamp::UNIX_EPOCH,
             short_services: Vec::new(),
+            scope_all: true,
+            excluded: BTreeSet::new(),
         },
         phase: Phase::Running,
         owner: Owner { node: nodes[0].id.clone(), epoch: 1, renewed: Timestamp::UNIX_EPOCH },
@@ -103,16 +106,18 @@ pub(super) fn rollout(nodes: &[NodeView], policy: Policy) -> Rollout {
                     hostname: view.hostname.clone(),
                     role: view.role,
                     from: view.engine_version.clone(),
+                    joined: false,
                     step: Step::Waiting { by_hand: false, forced: false },
                     times: Vec::new(),
                 };
                 (view.id.clone(), entry)
             })
             .collect(),
+        limit_lifted: false,
     }
 }
 
-pub(super) fn policy(managers: ManagerPolicy, workers_at_once: u32) -> Policy {
+pub(crate) fn policy(managers: ManagerPolicy, workers_at_once: u32) -> Policy {
     Policy {
         managers,
         workers_at_once,
@@ -121,6 +126,7 @@ pub(super) fn policy(managers: ManagerPolicy, workers_at_once: u32) -> Policy {
         allow_downgrade: false,
         start_timeout_secs: 120,
         join_timeout_secs: 120,
+        not_after: None,
     }
 }
 
@@ -135,13 +141,31 @@ struct Host {
     memo: Option<String>,
 }
 
+impl Host {
+    fn new() -> Self {
+        Self {
+            state: NodeState::Idle,
+            order: None,
+            upgraded: false,
+            engine_up: true,
+            used_permits: BTreeSet::new(),
+            max_epoch: 0,
+            memo: None,
+        }
+    }
+}
+
 struct World {
     observed: Observed,
     hosts: BTreeMap<NodeId, Host>,
     rollout: Rollout,
     before: BTreeMap<NodeId, Availability>,
     faulty: Option<NodeId>,
+    /// The node that nobody hears and on which nothing happens.
+    lost: Option<NodeId>,
     drained_once: bool,
+    /// How many nodes have joined.
+    came: usize,
 }
 
 impl World {
@@ -163,17 +187,8 @@ impl World {
                 wanted: true,
             })
             .collect();
-        let host = |_: &NodeView| Host {
-            state: NodeState::Idle,
-            order: None,
-            upgraded: false,
-            engine_up: true,
-            used_permits: BTreeSet::new(),
-            max_epoch: 0,
-            memo: None,
-        };
         Self {
-            hosts: nodes.iter().map(|view| (view.id.clone(), host(view))).collect(),
+            hosts: nodes.iter().map(|view| (view.id.clone(), Host::new())).collect(),
             before: nodes.iter().map(|view| (view.id.clone(), view.availability)).collect(),
             faulty: faulty.map(|n| ids[n % ids.len()].clone()),
             observed: Observed {
@@ -185,8 +200,37 @@ impl World {
                 global_services: Vec::new(),
             },
             rollout,
+            lost: None,
             drained_once: false,
+            came: 0,
         }
+    }
+
+    fn lose(&mut self, id: &NodeId) {
+        self.observed.agents.get_mut(id).expect("an agent").silent_secs = super::SILENT_SECS + 1;
+        self.lost = Some(id.clone());
+        // It is so for longer than the swarm takes to notice.
+        self.swarm_hears(id);
+    }
+
+    /// The operator's word that the lost node's slot is free, where the planner allows it.
+    fn release(&mut self, id: &NodeId) {
+        let entry = self.rollout.nodes.get_mut(id).expect("a node of the rollout");
+        if freed::may_free(entry, &self.observed, id, 0).is_ok() {
+            entry.step = freed::freed(entry, self.observed.nodes.get(id), 0);
+            entry.times.push((entry.step.name().to_owned(), 0));
+        }
+    }
+
+    /// The lost node wakes up where it was; a lease that it held before the stop has run out meanwhile.
+    fn find(&mut self, id: &NodeId) {
+        self.observed.agents.get_mut(id).expect("an agent").silent_secs = 0;
+        self.lost = None;
+        let host = self.hosts.get_mut(id).expect("a host");
+        if matches!(host.state, NodeState::Leased { .. } | NodeState::Linked { .. }) {
+            host.state = staged(&self.rollout.request.id);
+        }
+        self.call_home(id);
     }
 
     fn event(&mut self, kind: u8, at: u8) {
@@ -216,7 +260,11 @@ impl World {
     /// Somebody removes the record, and the operator has it made again.
     fn lose_record(&mut self) {
         let staged = self.observed.agents.values().all(|agent| agent.report.state.rollout().is_some());
-        if self.rollout.phase == Phase::Running && staged {
+        // Who was released, has joined or has left is what the operator looks after.
+        let same = self.lost.is_none() && self.hosts.keys().eq(self.rollout.nodes.keys());
+        let left_alone = |entry: &Entry| entry.joined || entry.times.iter().any(|(step, _)| step == "failed");
+        let same = same && !self.rollout.nodes.values().any(left_alone);
+        if self.rollout.phase == Phase::Running && staged && same {
             let (id, epoch) = (self.rollout.request.id.clone(), self.rollout.owner.epoch + 1);
             if let Some(again) = rebuild::rebuild(&self.observed, &id, epoch, Timestamp::UNIX_EPOCH) {
                 assert_eq!(again.nodes.len(), self.rollout.nodes.len(), "a node was lost with the record");
@@ -229,34 +277,93 @@ impl World {
         for step in plan(&self.rollout, &self.observed, Timestamp::UNIX_EPOCH).moves {
             match step {
                 Move::Record { node, step } => {
+                    if step.name() == "granted" {
+                        self.check_grant(&node);
+                    }
                     let entry = self.rollout.nodes.get_mut(&node).expect("a node of the rollout");
                     entry.times.push((step.name().to_owned(), 0));
                     entry.step = step;
                 }
+                Move::Join { node, entry } => {
+                    let before = self.rollout.nodes.insert(node, entry);
+                    assert!(before.is_none(), "a node of the rollout joined it");
+                }
                 Move::SetAvailability { node, to } => {
                     if to == Availability::Drain && !self.drained_once {
                         self.drained_once = true;
-                        let all = self.hosts.values().all(|host| !matches!(host.state, NodeState::Idle));
-                        assert!(all, "a node was drained before every node had staged");
+                        let joined = |id| self.rollout.nodes.get(id).is_none_or(|entry| entry.joined);
+                        let idle = |host: &Host| matches!(host.state, NodeState::Idle);
+                        let late = self.hosts.iter().any(|(id, host)| !joined(id) && idle(host));
+                        assert!(!late, "a node was drained before every node had staged");
                     }
                     let view = self.observed.nodes.get_mut(&node).expect("a node");
                     view.availability = to;
                     view.index += 1;
                 }
-                Move::Phase(phase) => self.rollout.phase = phase,
+                Move::Phase(phase) => {
+                    if phase == (Phase::Ended { aborted: false }) {
+                        let all = self.observed.agents.keys().all(|id| self.rollout.nodes.contains_key(id));
+                        assert!(all, "it ended without a node that had joined in time");
+                    }
+                    self.rollout.phase = phase;
+                }
             }
         }
     }
 
+    /// A lease is about to be recorded.
+    fn check_grant(&self, id: &NodeId) {
+        assert!(self.observed.nodes.contains_key(id), "a lease for {id}, which has left the swarm");
+        assert!(!matches!(self.hosts[id].state, NodeState::Idle), "a lease for {id}, which has not staged");
+        let open = |entry: &Entry| entry.role == Role::Manager && !matches!(entry.step, Step::Done { .. });
+        let before_managers = self.rollout.nodes[id].role == Role::Worker && self.rollout.nodes.values().any(open);
+        assert!(!before_managers, "{id} before a manager that was known");
+    }
+
+    /// A node joins the swarm.
+    fn join(&mut self, role: Role) {
+        self.came += 1;
+        let view = node(&format!("j{}", self.came), role);
+        self.hosts.insert(view.id.clone(), Host::new());
+        self.before.insert(view.id.clone(), view.availability);
+        self.observed.nodes.insert(view.id.clone(), view);
+    }
+
+    /// A worker without a lease leaves the swarm, if there is one.
+    fn leave(&mut self, at: u8) {
+        let rollout = &self.rollout.nodes;
+        let free = |id: &&NodeId| {
+            let waits = |entry: &Entry| matches!(entry.step, Step::Waiting { .. });
+            self.observed.nodes[*id].role == Role::Worker && rollout.get(*id).is_none_or(waits)
+        };
+        let free: Vec<_> = self.hosts.keys().filter(free).cloned().collect();
+        let Some(id) = free.get(at as usize % free.len().max(1)) else { return };
+        self.hosts.remove(id);
+        self.observed.nodes.remove(id);
+        self.observed.agents.remove(id);
+        if self.faulty.as_ref() == Some(id) {
+            self.faulty = None;
+        }
+        for task in self.observed.tasks.iter_mut().filter(|task| task.node.as_ref() == Some(id)) {
+            (task.node, task.alive, task.running) = (None, false, false);
+        }
+    }
+
     fn call_home(&mut self, id: &NodeId) {
+        if self.lost.as_ref() == Some(id) {
+            return;
+        }
         let host = self.hosts.get_mut(id).expect("a host");
-        let view = self.observed.agents.get_mut(id).expect("an agent");
+        let new = || agent(&self.observed.nodes[id], NodeState::Idle);
+        let view = self.observed.agents.entry(id.clone()).or_insert_with(new);
         view.report.state = host.state.clone();
         view.report.memo = host.memo.clone();
         view.report.speaker = match host.state {
-            NodeState::Idle | NodeState::Staging { .. } | NodeState::Staged { .. } | NodeState::Refused { .. } => {
-                Speaker::Task
-            }
+            NodeState::Idle
+            | NodeState::Staging { .. }
+            | NodeState::Staged { .. }
+            | NodeState::Refused { .. }
+            | NodeState::Cleaned { .. } => Speaker::Task,
             NodeState::Leased { .. }
             | NodeState::Linked { .. }
             | NodeState::Swapping { .. }
@@ -275,6 +382,9 @@ impl World {
     }
 
     fn act(&mut self, id: &NodeId) {
+        if self.lost.as_ref() == Some(id) {
+            return;
+        }
         let rollout = self.rollout.request.id.clone();
         let tasks = self.tasks_on(id);
         let drained = self.observed.nodes[id].availability == Availability::Drain;
@@ -316,6 +426,7 @@ impl World {
         }
         match order {
             Order::Wait { .. } | Order::Standby { .. } | Order::Forget { .. } => {}
+            Order::Clean { .. } => panic!("{id}: cleaned in the middle of a rollout"),
             Order::Stage { rollout, .. } => host.state = staged(&rollout),
             Order::Hold { lease, memo } => {
                 host.memo = Some(memo);
@@ -323,16 +434,18 @@ impl World {
                     host.state = NodeState::Leased { rollout, lease: lease.id, task_containers: tasks };
                 }
             }
-            Order::Link { lease } => {
+            Order::Link { lease } if matches!(host.state, NodeState::Leased { .. } | NodeState::Linked { .. }) => {
                 host.state = NodeState::Linked { rollout, lease: lease.id, task_containers: tasks }
             }
-            Order::Stop { permit } => {
+            Order::Stop { permit } if matches!(host.state, NodeState::Linked { .. }) => {
                 assert!(drained, "{id}: a stop was permitted though the node was not drained");
                 assert_eq!(tasks, 0, "{id}: a stop was permitted though tasks ran");
                 assert!(host.used_permits.insert(permit.id.0), "{id}: a permit was used twice");
                 host.state =
                     NodeState::Swapping { rollout, lease: permit.lease.id, phase: SwapPhase::Stopping, waiting: None };
             }
+            // The node is further, or back where it began: refused.
+            Order::Link { .. } | Order::Stop { .. } => {}
             Order::Settle { lease } => {
                 host.state = NodeState::Upgraded { rollout, lease: lease.id, engine_down_ms: 1000, set: digest() };
             }
@@ -369,10 +482,10 @@ impl World {
             .filter(|node| node.availability == Availability::Active && node.ready)
             .map(|node| node.id.clone())
             .collect();
-        let Some(home) = homes.get(seed as usize % homes.len().max(1)) else { return };
+        // Without a home it ends all the same, and another one is pending.
+        let home = homes.get(seed as usize % homes.len().max(1));
         if let Some(task) = self.observed.tasks.iter_mut().find(|task| task.node.as_ref() == Some(id)) {
-            task.node = Some(home.clone());
-            task.running = false;
+            (task.node, task.alive, task.running) = (home.cloned(), home.is_some(), false);
         }
     }
 
@@ -390,7 +503,10 @@ impl World {
         assert!(down(Role::Manager) <= 1, "two managers are down");
         assert!(managers - down(Role::Manager) > managers / 2, "quorum is lost");
         let at_once = self.rollout.request.policy.workers_at_once as usize;
-        let working = self.rollout.nodes.values().filter(|e| e.role == Role::Worker && e.step.in_work()).count();
+        // A node that was released and is heard again takes its slot back only to put its files in order.
+        let released = |entry: &Entry| entry.times.iter().any(|(step, _)| step == "failed");
+        let takes_a_slot = |entry: &&Entry| entry.role == Role::Worker && entry.step.in_work() && !released(entry);
+        let working = self.rollout.nodes.values().filter(takes_a_slot).count();
         assert!(working <= at_once, "{working} workers in work, {at_once} allowed");
         let leased = |entry: &Entry| entry.times.iter().any(|(step, _)| step == "granted");
         let first_worker = self.rollout.nodes.values().any(|entry| entry.role == Role::Worker && leased(entry));
@@ -398,8 +514,8 @@ impl World {
             .rollout
             .nodes
             .values()
-            .filter(|entry| entry.role == Role::Manager)
-            .all(|entry| matches!(entry.step, Step::Done { .. }));
+            .filter(|entry| entry.role == Role::Manager && !entry.joined)
+            .all(|entry| matches!(entry.step, Step::Done { .. }) || released(entry));
         assert!(!first_worker || managers_done, "a worker moved before all managers were done");
         for (id, host) in &self.hosts {
             if !host.engine_up {
@@ -408,7 +524,7 @@ impl World {
             }
         }
         if self.rollout.request.policy.managers == ManagerPolicy::HoldDrained {
-            let done = |role| self.rollout.nodes.iter().filter(move |(_, e)| e.role == role);
+            let done = |role| self.rollout.nodes.iter().filter(move |(_, e)| e.role == role && !e.joined);
             let all = done(Role::Manager).all(|(id, _)| self.hosts[id].upgraded);
             for (id, entry) in done(Role::Manager) {
                 if self.hosts[id].upgraded && !all && entry.times.len() > 4 {
@@ -424,15 +540,29 @@ fn run(world: &mut World, events: &[(u8, u8)]) {
         world.event(kind, at);
     }
     // Then everything happens in turn, until nothing is left to happen.
-    for round in 0..400_u32 {
-        for kind in 0..6 {
-            for at in 0..world.hosts.len() as u8 {
-                world.event(kind, at.wrapping_add((round % 7) as u8));
-            }
-        }
+    for number in 0..400 {
+        round(world, number);
         if matches!(world.rollout.phase, Phase::Ended { .. }) {
             break;
         }
+    }
+}
+
+/// Everything happens once to every node.
+fn round(world: &mut World, number: u32) {
+    for kind in 0..6 {
+        for at in 0..world.hosts.len() as u8 {
+            world.event(kind, at.wrapping_add((number % 7) as u8));
+        }
+    }
+}
+
+/// So many events of such rounds.
+fn some(world: &mut World, events: usize) {
+    let nodes = world.hosts.len();
+    for n in 0..events {
+        let (number, kind, at) = (n / nodes / 6, n / nodes % 6, n % nodes);
+        world.event(kind as u8, (at + number % 7) as u8);
     }
 }
 
@@ -501,6 +631,122 @@ proptest! {
             prop_assert!(host_is_whole(&world.hosts[id]));
             if !matches!(entry.step, Step::Held { .. }) {
                 prop_assert_eq!(world.observed.nodes[id].availability, world.before[id]);
+            }
+        }
+    }
+}
+
+/// Events without take-overs and lost records, which have a test of their own: [`every_interleaving_keeps_the_order`].
+const KINDS_OF_ITS_OWN: u8 = 6;
+
+/// After so many rounds nothing is left to happen: a node takes ten, and one more for each task that leaves it.
+const ENOUGH: u32 = 120;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_released_node_strands_nobody(
+        hold in any::<bool>(),
+        placement in prop::collection::vec(any::<u8>(), 0..8),
+        first in 0_usize..1500,
+        events in prop::collection::vec((any::<u8>(), any::<u8>()), 0..60),
+        lost in prop::option::weighted(0.2, 0_usize..5),
+        meanwhile in prop::option::weighted(0.7, 0_usize..500),
+    ) {
+        let managers = if hold { ManagerPolicy::HoldDrained } else { ManagerPolicy::Rolling };
+        let mut world = World::new(3, 2, policy(managers, 1), &placement, None);
+        some(&mut world, first);
+        for (kind, at) in events {
+            world.event(kind % KINDS_OF_ITS_OWN, at);
+        }
+        // Mostly one that is in work.
+        let in_work = world.rollout.nodes.iter().find(|(_, entry)| entry.step.in_work()).map(|(id, _)| id);
+        let any = world.hosts.keys().nth(lost.unwrap_or_default()).expect("a node");
+        let lost = in_work.filter(|_| lost.is_none()).unwrap_or(any).clone();
+        world.lose(&lost);
+        (0..ENOUGH).for_each(|number| round(&mut world, number));
+        let held_a_slot = world.rollout.nodes[&lost].step.in_work();
+        let availability = world.observed.nodes[&lost].availability;
+        world.release(&lost);
+        match meanwhile {
+            // It comes back while others are at work.
+            Some(events) => some(&mut world, events),
+            None => {
+                (0..ENOUGH).for_each(|number| round(&mut world, number));
+                for (id, entry) in &world.rollout.nodes {
+                    prop_assert!(!entry.step.in_work(), "{} is in work though the slot is free", id);
+                }
+            }
+        }
+        if held_a_slot {
+            prop_assert_eq!(world.observed.nodes[&lost].availability, availability, "it is the operator's to change");
+        }
+        world.find(&lost);
+        (0..ENOUGH).for_each(|number| round(&mut world, number));
+        // It may have ended before the node said how its work did: then nobody asks any more.
+        let ended_without_it = matches!(world.rollout.phase, Phase::Ended { .. });
+        for (id, host) in &world.hosts {
+            prop_assert!(host_is_whole(host), "{} is neither old nor new", id);
+            let entry = &world.rollout.nodes[id];
+            prop_assert!(!entry.step.in_work(), "{} is still in work", id);
+            let upgraded = match &entry.step {
+                Step::Held { outcome, .. } | Step::Done { outcome } => matches!(outcome, Outcome::Upgraded { .. }),
+                Step::Waiting { .. } | Step::Working { .. } | Step::Restoring { .. } => false,
+            };
+            prop_assert!(!upgraded || host.upgraded, "{} counts as upgraded and is not", id);
+            prop_assert!(upgraded || !host.upgraded || ended_without_it, "{} is upgraded and does not count", id);
+        }
+        // Held managers stay so where one of them was released and not upgraded; all else comes to its end.
+        let ended = matches!(world.rollout.phase, Phase::Ended { .. });
+        let kept = world.rollout.nodes.values().any(|entry| matches!(entry.step, Step::Held { .. }));
+        prop_assert!(ended || kept, "{:?} {:?}", world.rollout.phase, world.rollout.nodes);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nodes_may_come_and_go(
+        hold in any::<bool>(),
+        placement in prop::collection::vec(any::<u8>(), 0..8),
+        events in prop::collection::vec((any::<u8>(), any::<u8>()), 0..400),
+        faulty in prop::option::of(0_usize..6),
+        changes in prop::collection::vec((0_usize..400, 0_u8..5, any::<u8>()), 0..6),
+    ) {
+        let managers = if hold { ManagerPolicy::HoldDrained } else { ManagerPolicy::Rolling };
+        let mut world = World::new(3, 3, policy(managers, 2), &placement, faulty);
+        let last = events.len();
+        for (n, (kind, at)) in events.into_iter().enumerate() {
+            for (_, change, at) in changes.iter().filter(|(when, ..)| *when == n || (n + 1 == last && *when > n)) {
+                match change {
+                    0 => world.join(Role::Manager),
+                    1 | 2 => world.join(Role::Worker),
+                    _ => world.leave(*at),
+                }
+                world.check();
+            }
+            world.event(kind % KINDS_OF_ITS_OWN, at);
+        }
+        run(&mut world, &[]);
+        match &world.rollout.phase {
+            Phase::Ended { aborted } => {
+                prop_assert!(!aborted);
+                for (id, entry) in &world.rollout.nodes {
+                    let Some(host) = world.hosts.get(id) else {
+                        let untouched = Step::Done { outcome: Outcome::Untouched };
+                        prop_assert_eq!(&entry.step, &untouched, "{} has left", id);
+                        continue;
+                    };
+                    prop_assert!(host.upgraded, "{} is not upgraded: {:?}", id, entry);
+                    prop_assert_eq!(world.observed.nodes[id].availability, world.before[id]);
+                }
+            }
+            Phase::Halted { .. } => prop_assert!(world.faulty.is_some(), "no reason to halt"),
+            other @ (Phase::Running | Phase::Paused | Phase::Aborting) => {
+                let waiting = plan(&world.rollout, &world.observed, Timestamp::UNIX_EPOCH).waiting;
+                prop_assert!(false, "the rollout is stuck in {:?}: {:?}", other, waiting);
             }
         }
     }

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use requeen_protocol::{LeaseId, NodeState, Order, Speaker};
+use requeen_protocol::{LeaseId, NodeState, Order, Speaker, SwapPhase};
 
+use super::freed::{self, Kept};
 use super::model::{
     Availability, LeaseRecord, ManagerPolicy, NodeView, Observed, Outcome, Phase, Role, Rollout, Step, TaskView, Work,
 };
@@ -37,7 +38,7 @@ fn granted(moves: &[Move]) -> Vec<String> {
         .iter()
         .filter_map(|step| match step {
             Move::Record { node, step: Step::Working { work: Work::Granted, .. } } => Some(node.to_string()),
-            Move::Record { .. } | Move::SetAvailability { .. } | Move::Phase(_) => None,
+            Move::Record { .. } | Move::Join { .. } | Move::SetAvailability { .. } | Move::Phase(_) => None,
         })
         .collect()
 }
@@ -213,6 +214,168 @@ fn a_failed_node_halts_the_rollout() {
     assert!(reason.starts_with("m2: "));
 }
 
+/// A manager that was released while swapping, under the lease of its first grant.
+fn released(names: &[&str]) -> (Vec<NodeView>, Observed, Rollout) {
+    let (nodes, mut observed, mut rollout) = swarm(names);
+    let id = &nodes[1].id;
+    observed.agents.get_mut(id).unwrap().silent_secs = 31;
+    observed.nodes.get_mut(id).unwrap().availability = Availability::Drain;
+    let entry = rollout.nodes.get_mut(id).unwrap();
+    entry.times = [("granted".to_owned(), 0), ("swapping".to_owned(), 9)].into();
+    entry.step = working(Work::Permitted { permit: requeen_protocol::PermitId("p".into()), index: 1 });
+    entry.step = freed::freed(entry, observed.nodes.get(id), 7);
+    entry.times.push(("failed".into(), 99));
+    (nodes, observed, rollout)
+}
+
+#[test]
+fn only_a_slot_whose_node_is_silent_or_gone_is_freed() {
+    let (nodes, mut observed, mut rollout) = swarm(&["m1", "m2", "m3"]);
+    let id = nodes[1].id.clone();
+    let may = |rollout: &Rollout, observed: &Observed, listening| {
+        freed::may_free(&rollout.nodes[&id], observed, &id, listening)
+    };
+    observed.agents.get_mut(&id).unwrap().silent_secs = 31;
+    assert_eq!(may(&rollout, &observed, 99), Err(Kept::NoSlot));
+    rollout.nodes.get_mut(&id).unwrap().step = working(Work::Emptying);
+    assert_eq!(may(&rollout, &observed, 0), Ok(()));
+    observed.agents.get_mut(&id).unwrap().silent_secs = 30;
+    assert_eq!(may(&rollout, &observed, 99), Err(Kept::Heard));
+    let agent = observed.agents.remove(&id);
+    // A coordinator that has just begun has heard nobody yet.
+    assert_eq!(may(&rollout, &observed, 12), Err(Kept::TooEarly { left_secs: 19 }));
+    assert_eq!(may(&rollout, &observed, 31), Ok(()));
+    observed.agents.extend(agent.map(|agent| (id.clone(), agent)));
+    observed.nodes.remove(&id);
+    assert_eq!(may(&rollout, &observed, 0), Ok(()));
+}
+
+#[test]
+fn what_is_left_to_do_on_a_released_node_is_named() {
+    let (nodes, observed, mut rollout) = released(&["m1", "m2", "m3"]);
+    let entry = rollout.nodes.get_mut(&nodes[1].id).unwrap();
+    let words = |step: &Step| {
+        let Step::Done { outcome: Outcome::Failed { reason, hint } } = step else { panic!("{step:?}") };
+        (reason.clone(), hint.clone())
+    };
+    let (reason, hint) = words(&entry.step);
+    assert_eq!(reason, "released by the operator (uid 7) while swapping");
+    assert!(hint.ends_with("`docker node update --availability active m2`"), "{hint}");
+    let outcome = Outcome::Upgraded { engine_down_ms: 1 };
+    entry.step = Step::Restoring { before: Availability::Drain, outcome };
+    let (reason, hint) = words(&freed::freed(entry, observed.nodes.get(&nodes[1].id), 0));
+    assert_eq!(reason, "released by the operator (uid 0) after it was upgraded");
+    assert!(hint.contains("drain, as before"), "{hint}");
+    let (_, hint) = words(&freed::freed(entry, None, 0));
+    assert!(hint.contains("left the swarm"), "{hint}");
+}
+
+#[test]
+fn a_released_manager_counts_in_the_quorum_as_it_is() {
+    for (reachable, heard) in [
+        (false, None),
+        // The swarm sees it, but it may still stop its engine.
+        (true, None),
+        (true, Some(SwapPhase::Stopping)),
+        (true, Some(SwapPhase::Starting)),
+    ] {
+        let (nodes, mut observed, rollout) = released(&["m1", "m2", "m3", "w1"]);
+        let id = &nodes[1].id;
+        observed.nodes.get_mut(id).unwrap().reachable = reachable;
+        if let Some(phase) = heard {
+            let rollout = rollout.request.id.clone();
+            let state = NodeState::Swapping { rollout, lease: lease().id, phase, waiting: None };
+            observed.agents.insert(id.clone(), agent(&nodes[1], state));
+        }
+        let plan = plan_now(&rollout, &observed);
+        let quorum = WaitingFor::Quorum { reachable: 2, managers: 3 };
+        assert_eq!(plan.waiting.get(&nodes[2].id), Some(&quorum), "{reachable} {heard:?}");
+        assert!(plan.moves.is_empty(), "{:?}", plan.moves);
+    }
+    // With five the others still are enough.
+    let (nodes, mut observed, rollout) = released(&["m1", "m2", "m3", "m4", "m5"]);
+    observed.nodes.get_mut(&nodes[1].id).unwrap().reachable = false;
+    assert_eq!(granted(&plan_now(&rollout, &observed).moves), ["id-m3"]);
+    // Back without ever having used its permit, it can't use it any more.
+    let (nodes, mut observed, rollout) = released(&["m1", "m2", "m3"]);
+    observed.agents.insert(nodes[1].id.clone(), agent(&nodes[1], staged(&rollout.request.id)));
+    assert_eq!(granted(&plan_now(&rollout, &observed).moves), ["id-m3"]);
+}
+
+#[test]
+fn a_released_node_gets_no_order_to_act_on() {
+    let (nodes, _, rollout) = released(&["m1", "m2", "m3"]);
+    let id = || rollout.request.id.clone();
+    let lease = || LeaseId("r1.id-m2.1".into());
+    for state in [
+        NodeState::Idle,
+        staged(&id()),
+        NodeState::Leased { rollout: id(), lease: lease(), task_containers: 0 },
+        NodeState::Linked { rollout: id(), lease: lease(), task_containers: 0 },
+        NodeState::Swapping { rollout: id(), lease: lease(), phase: SwapPhase::Starting, waiting: None },
+        NodeState::Running { rollout: id(), lease: lease(), engine_down_ms: 1 },
+    ] {
+        let report = agent(&nodes[1], state).report;
+        let order = orders::order_for(orders::Knows::driving(&rollout, true), &report, 0);
+        assert!(matches!(order, Order::Wait { .. }), "{order:?} for {:?}", report.state);
+    }
+}
+
+#[test]
+fn a_released_nodes_own_word_counts_when_it_is_heard_again() {
+    let (nodes, mut observed, mut rollout) = released(&["m1", "m2", "m3", "m4", "m5"]);
+    let id = nodes[1].id.clone();
+    let (r, lease) = (rollout.request.id.clone(), LeaseId("r1.id-m2.1".into()));
+    let upgraded = NodeState::Upgraded {
+        rollout: r.clone(),
+        lease: lease.clone(),
+        engine_down_ms: 5,
+        set: super::simulation::digest(),
+    };
+    let back = NodeState::RolledBack {
+        rollout: r.clone(),
+        lease: lease.clone(),
+        reason: "x".into(),
+        engine_down_ms: 5,
+        log: vec!["y".into()],
+    };
+    let running = |lease| NodeState::Running { rollout: r.clone(), lease, engine_down_ms: 5 };
+    let step_on = |rollout: &Rollout, observed: &Observed| {
+        plan_now(rollout, observed).moves.into_iter().find_map(|step| match step {
+            Move::Record { node, step } if node == id => Some(step),
+            Move::Record { .. } | Move::Join { .. } | Move::SetAvailability { .. } | Move::Phase(_) => None,
+        })
+    };
+    let mut says = |state: NodeState, silent_secs| {
+        let view = agent(&nodes[1], state);
+        observed.agents.insert(id.clone(), super::model::AgentView { silent_secs, ..view });
+        step_on(&rollout, &observed)
+    };
+    // What it said before it fell silent is no news, and neither is another lease.
+    assert_eq!(says(upgraded.clone(), 31), None);
+    assert_eq!(says(running("r1.id-m2.2".into()), 0), None);
+    let done = |outcome| Some(Step::Done { outcome });
+    assert_eq!(says(upgraded.clone(), 0), done(Outcome::Upgraded { engine_down_ms: 5 }));
+    assert_eq!(says(back, 0), done(Outcome::RolledBack { reason: "x".into(), log: vec!["y".into()] }));
+    let settling = says(running(lease.clone()), 0);
+    let record = LeaseRecord { id: lease.clone(), epoch: 1, forced: false };
+    let expected = Step::Working { lease: record, before: Availability::Drain, work: Work::Settling };
+    assert_eq!(settling, Some(expected));
+    // Nobody puts files in order for an engine that the swarm does not see.
+    observed.nodes.get_mut(&id).unwrap().ready = false;
+    assert_eq!(step_on(&rollout, &observed), None);
+    observed.nodes.remove(&id);
+    assert_eq!(step_on(&rollout, &observed), None);
+
+    // From then on the operator is reminded of what nobody else does.
+    let entry = rollout.nodes.get_mut(&id).unwrap();
+    let drained = NodeView { availability: Availability::Drain, ..nodes[1].clone() };
+    assert!(!freed::left_drained(entry, &drained), "the hint of the failure says it");
+    entry.step = Step::Done { outcome: Outcome::Upgraded { engine_down_ms: 5 } };
+    assert!(freed::left_drained(entry, &drained));
+    assert!(!freed::left_drained(entry, &nodes[1]));
+}
+
 #[test]
 fn the_policy_follows_the_versions() {
     let (_, mut observed, _) = swarm(&["m1", "w1"]);
@@ -280,4 +443,96 @@ fn a_missing_agent_and_a_node_that_is_down_are_named() {
     assert_eq!(refusals.len(), 2);
     assert!(refusals[0].what.contains("w1") && refusals[0].hint.contains("--only"));
     assert!(refusals[1].what.contains("w2 is down") && refusals[1].hint.contains("--exclude w2"));
+}
+
+/// A worker `name` that is not in the rollout yet.
+fn newcomer(observed: &mut Observed, name: &str) -> NodeView {
+    let view = node(name, Role::Worker);
+    observed.nodes.insert(view.id.clone(), view.clone());
+    view
+}
+
+#[test]
+fn a_node_that_joins_is_taken_in_once_its_agent_has_called() {
+    let (_, mut observed, rollout) = swarm(&["m1", "m2", "m3", "w1"]);
+    let new = newcomer(&mut observed, "w2");
+    let outside = plan_now(&rollout, &observed);
+    assert_eq!(outside.waiting[&new.id], WaitingFor::Agent);
+    assert_eq!(granted(&outside.moves), ["id-m2"], "nobody waits for it");
+
+    observed.agents.insert(new.id.clone(), agent(&new, NodeState::Idle));
+    let moves = plan_now(&rollout, &observed).moves;
+    let [Move::Join { node, entry }] = &moves[..] else { panic!("{moves:?}") };
+    assert_eq!((node, entry.hostname.as_str(), entry.role, entry.joined), (&new.id, "w2", Role::Worker, true));
+    assert_eq!(entry.step, Step::Waiting { by_hand: false, forced: false });
+
+    // In the record it has to stage, and the others still do not wait for it.
+    let mut rollout = rollout;
+    rollout.nodes.insert(node.clone(), entry.clone());
+    let report = &observed.agents[&new.id].report;
+    assert!(matches!(orders::order_for(orders::Knows::driving(&rollout, true), report, 0), Order::Stage { .. }));
+    let inside = plan_now(&rollout, &observed);
+    assert_eq!(inside.waiting[&new.id], WaitingFor::Staging { progress: None });
+    assert_eq!(granted(&inside.moves), ["id-m2"]);
+}
+
+#[test]
+fn a_node_that_joins_stays_outside_where_the_operator_said_so() {
+    let said: [fn(&mut Rollout, &NodeView); 2] = [
+        |rollout, _| rollout.request.scope_all = false,
+        |rollout, new| assert!(rollout.request.excluded.insert(new.id.clone())),
+    ];
+    for change in said {
+        let (_, mut observed, mut rollout) = swarm(&["m1", "m2", "m3"]);
+        let new = newcomer(&mut observed, "w2");
+        observed.agents.insert(new.id.clone(), agent(&new, NodeState::Idle));
+        change(&mut rollout, &new);
+        let plan = plan_now(&rollout, &observed);
+        assert_eq!(plan.waiting[&new.id], WaitingFor::OutOfScope);
+        assert_eq!(granted(&plan.moves), ["id-m2"]);
+    }
+    // A rollout that is being ended takes nobody in.
+    let (_, mut observed, mut rollout) = swarm(&["m1", "m2", "m3"]);
+    let new = newcomer(&mut observed, "w2");
+    observed.agents.insert(new.id.clone(), agent(&new, NodeState::Idle));
+    rollout.phase = Phase::Aborting;
+    assert!(!plan_now(&rollout, &observed).moves.iter().any(|step| matches!(step, Move::Join { .. })));
+}
+
+#[test]
+fn a_node_that_joins_and_needs_nothing_or_can_not_follow_is_done() {
+    let (_, mut observed, mut rollout) = swarm(&["m1", "m2", "m3"]);
+    let new = newcomer(&mut observed, "w2");
+    let mut entry = rollout.nodes[&"id-m3".into()].clone();
+    (entry.role, entry.joined) = (Role::Worker, true);
+    rollout.nodes.insert(new.id.clone(), entry);
+    let NodeState::Staged { rollout: id, mut preflight } = staged(&rollout.request.id) else { unreachable!() };
+    preflight.changes.clear();
+    let problem = requeen_protocol::Problem { what: "another machine".into(), hint: "leave it".into() };
+    for (state, expected) in [
+        (NodeState::Staged { rollout: id.clone(), preflight }, Outcome::Current),
+        (
+            NodeState::Refused { rollout: id, problems: vec![problem] },
+            Outcome::Failed { reason: "another machine".into(), hint: "leave it".into() },
+        ),
+    ] {
+        observed.agents.insert(new.id.clone(), agent(&new, state));
+        let moves = plan_now(&rollout, &observed).moves;
+        assert_eq!(moves, [Move::Record { node: new.id.clone(), step: Step::Done { outcome: expected } }]);
+    }
+}
+
+#[test]
+fn a_node_that_was_removed_before_its_lease_is_no_reason_to_wait() {
+    let (nodes, mut observed, mut rollout) = swarm(&["m1", "m2", "m3", "w1"]);
+    observed.nodes.remove(&nodes[3].id);
+    observed.agents.get_mut(&nodes[3].id).unwrap().silent_secs = 999;
+    let step = Step::Done { outcome: Outcome::Untouched };
+    assert_eq!(plan_now(&rollout, &observed).moves, [Move::Record { node: nodes[3].id.clone(), step: step.clone() }]);
+    rollout.nodes.get_mut(&nodes[3].id).unwrap().step = step;
+    assert_eq!(granted(&plan_now(&rollout, &observed).moves), ["id-m2"]);
+    // Under a lease its engine may be down: that is not over by a word to the swarm.
+    rollout.nodes.get_mut(&nodes[3].id).unwrap().step = working(Work::Linking);
+    let moves = plan_now(&rollout, &observed).moves;
+    assert!(!moves.iter().any(|step| matches!(step, Move::Record { node, .. } if *node == nodes[3].id)), "{moves:?}");
 }

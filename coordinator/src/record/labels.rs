@@ -9,9 +9,11 @@ use serde::de::DeserializeOwned;
 use crate::plan::model::{Entry, Outcome, Phase, Request, Rollout, SCHEMA, Step, Work};
 
 /// Label that holds the phase; a config without it is no record.
-pub(super) const PHASE: &str = "io.requeen.phase";
+pub(crate) const PHASE: &str = "io.requeen.phase";
 const OWNER: &str = "io.requeen.owner";
 const NODE: &str = "io.requeen.node.";
+/// Label that is there once the operator has lifted the time limit.
+const LIFTED: &str = "io.requeen.limit-lifted";
 
 /// Name of the step that a grant begins.
 const GRANTED: &str = "granted";
@@ -67,6 +69,9 @@ fn labels_within(rollout: &Rollout, limits: &Limits) -> HashMap<String, String> 
         (PHASE.to_owned(), json(&phase_within(&rollout.phase, limits))),
         (OWNER.to_owned(), json(&rollout.owner)),
     ]);
+    if rollout.limit_lifted {
+        labels.insert(LIFTED.to_owned(), json(&true));
+    }
     for (node, entry) in &rollout.nodes {
         labels.insert(format!("{NODE}{node}"), json(&entry_within(entry, limits)));
     }
@@ -93,6 +98,7 @@ pub(super) fn rollout(data: &[u8], labels: &HashMap<String, String>) -> Result<R
         phase: phase(labels)?,
         owner: label(labels, OWNER)?,
         nodes,
+        limit_lifted: labels.contains_key(LIFTED),
     })
 }
 
@@ -166,6 +172,7 @@ mod tests {
             hostname: "worker-with-a-name-as-clouds-give-it-0123456789".to_owned(),
             role: Role::Worker,
             from: "20.10.24+dfsg1".to_owned(),
+            joined: true,
             step,
             times: [
                 "waiting",
@@ -195,10 +202,13 @@ mod tests {
                     allow_downgrade: true,
                     start_timeout_secs: 60,
                     join_timeout_secs: 180,
+                    not_after: Some("2026-11-21T13:00:00Z".parse().unwrap()),
                 },
                 started_by_uid: 0,
                 started_at: "2026-11-21T12:00:00Z".parse().unwrap(),
                 short_services: vec!["db".to_owned()],
+                scope_all: true,
+                excluded: [NodeId::from("w9")].into(),
             },
             phase: Phase::Halted { reason: "w1: rolled back".to_owned() },
             owner: Owner {
@@ -211,6 +221,7 @@ mod tests {
                 .enumerate()
                 .map(|(n, step)| (NodeId(format!("mcx4qxvdl7igjeoz2nn7q{n:04}")), entry(step)))
                 .collect(),
+            limit_lifted: true,
         }
     }
 
@@ -255,6 +266,36 @@ mod tests {
     }
 
     #[test]
+    fn a_record_from_before_the_time_limit_reads() {
+        let mut written = rollout_of(every_step());
+        written.request.policy.not_after = None;
+        written.limit_lifted = false;
+        let mut request: serde_json::Value = serde_json::from_slice(&data(&written.request)).unwrap();
+        assert_eq!(
+            request["policy"].as_object_mut().unwrap().remove("not_after"),
+            None,
+            "absent where it says nothing"
+        );
+        let labels = labels(&written);
+        assert!(!labels.contains_key(LIFTED));
+        assert_eq!(rollout(request.to_string().as_bytes(), &labels).unwrap(), written);
+    }
+
+    #[test]
+    fn a_record_of_a_version_that_knew_no_joins_reads() {
+        let mut written = rollout_of(every_step());
+        written.request.scope_all = false;
+        written.request.excluded.clear();
+        written.nodes.values_mut().for_each(|entry| entry.joined = false);
+        let mut older: serde_json::Value = serde_json::from_slice(&data(&written.request)).unwrap();
+        let fields = older.as_object_mut().unwrap();
+        assert!(fields.remove("scope_all").is_some() && fields.remove("excluded").is_some());
+        let labels = labels(&written);
+        assert!(labels.values().all(|label| !label.contains("joined")), "left out where it says nothing");
+        assert_eq!(rollout(older.to_string().as_bytes(), &labels).unwrap(), written);
+    }
+
+    #[test]
     fn words_are_cut_and_the_last_lines_kept() {
         let log = (0..50).map(|n| format!("{n:02}{}", "x".repeat(500))).collect();
         let written = rollout_of([Step::Done { outcome: Outcome::RolledBack { reason: "ä".repeat(999), log } }]);
@@ -283,7 +324,8 @@ mod tests {
         for outcome in [Outcome::Upgraded { engine_down_ms: 1190 }, worst] {
             let written = rollout_of((0..500).map(|_| Step::Done { outcome: outcome.clone() }));
             let labels = labels(&written);
-            assert_eq!(labels.len(), 502);
+            // Phase, owner and the word on the time limit beside the nodes.
+            assert_eq!(labels.len(), 503);
             let size: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
             assert!(size < 1_000_000, "{size}");
         }

@@ -5,6 +5,7 @@
 //! leader, just when they restart, so every caller has to bear that a write fails and comes later.
 
 mod labels;
+mod remove;
 mod trouble;
 
 use std::collections::HashMap;
@@ -19,11 +20,13 @@ use bollard::query_parameters::{ListConfigsOptionsBuilder, UpdateConfigOptionsBu
 use requeen_protocol::RolloutId;
 
 use crate::plan::model::{Phase, Rollout};
+pub(crate) use labels::PHASE as MARK;
 pub use labels::Unreadable;
+pub use remove::{names, remove_all};
 pub use trouble::Trouble;
 
 /// What the names of records begin with; the rollout's ID follows.
-const PREFIX: &str = "requeen-";
+pub(crate) const PREFIX: &str = "requeen-";
 
 /// How many records of rollouts that have ended are kept.
 const KEPT: usize = 10;
@@ -121,42 +124,77 @@ pub fn is_open(rollout: &Rollout) -> bool {
     }
 }
 
+/// A record that another version wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// Name of the config.
+    pub name: String,
+    /// Whether its rollout has ended, as far as that reads.
+    pub ended: bool,
+    /// Why it does not read.
+    pub why: Unreadable,
+}
+
+impl Unread {
+    /// ID of its rollout.
+    pub fn id(&self) -> &str {
+        self.name.strip_prefix(PREFIX).unwrap_or(&self.name)
+    }
+}
+
 /// Every record, oldest first. One that has ended and does not read (another version wrote it) is
 /// left out.
 pub async fn load_all(docker: &Docker) -> Result<Vec<Stored>, RecordError> {
+    let (all, unread) = load_each(docker).await?;
+    match unread.into_iter().find(|unread| !unread.ended) {
+        Some(open) => Err(RecordError::Unreadable { name: open.name, source: open.why }),
+        None => Ok(all),
+    }
+}
+
+/// Every record that reads, oldest first, and every one that doesn't.
+pub async fn load_each(docker: &Docker) -> Result<(Vec<Stored>, Vec<Unread>), RecordError> {
     let filters = HashMap::from([("name".to_owned(), vec![PREFIX.to_owned()])]);
     let options = ListConfigsOptionsBuilder::default().filters(&filters).build();
     let configs = docker.list_configs(Some(options)).await.map_err(RecordError::List)?;
-    let mut all = Vec::new();
+    let (mut all, mut unread) = (Vec::new(), Vec::new());
     for config in configs {
-        all.extend(read(config)?);
+        match read(config) {
+            Some(Ok(stored)) => all.push(stored),
+            Some(Err(other)) => unread.push(other),
+            None => {}
+        }
     }
     all.sort_by(|a, b| age(a).cmp(&age(b)));
-    Ok(all)
+    unread.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok((all, unread))
 }
 
 fn age(stored: &Stored) -> (jiff::Timestamp, &RolloutId) {
     (stored.rollout.request.started_at, &stored.rollout.request.id)
 }
 
-fn read(config: Config) -> Result<Option<Stored>, RecordError> {
-    let (Some(id), Some(mut spec)) = (config.id, config.spec) else { return Ok(None) };
+fn read(config: Config) -> Option<Result<Stored, Unread>> {
+    let (Some(id), Some(mut spec)) = (config.id, config.spec) else { return None };
     let all_labels = spec.labels.take().unwrap_or_default();
     // The prefix is a plain word: other people's configs may begin with it too.
     if !all_labels.contains_key(labels::PHASE) {
-        return Ok(None);
+        return None;
     }
     let data = spec.data.as_deref().and_then(|data| BASE64.decode(data).ok()).unwrap_or_default();
-    match labels::rollout(&data, &all_labels) {
-        Ok(rollout) => Ok(Some(Stored {
+    Some(match labels::rollout(&data, &all_labels) {
+        Ok(rollout) => Ok(Stored {
             rollout,
             config: id,
             version: config.version.and_then(|version| version.index).unwrap_or_default(),
             spec,
-        })),
-        Err(_) if matches!(labels::phase(&all_labels), Ok(Phase::Ended { .. })) => Ok(None),
-        Err(source) => Err(RecordError::Unreadable { name: spec.name.unwrap_or(id), source }),
-    }
+        }),
+        Err(why) => Err(Unread {
+            ended: matches!(labels::phase(&all_labels), Ok(Phase::Ended { .. })),
+            name: spec.name.unwrap_or(id),
+            why,
+        }),
+    })
 }
 
 /// The rollout that is open, or else the one that ended last.

@@ -24,14 +24,18 @@ fn rollout(id: &str, second: i64, phase: Phase) -> Rollout {
                 allow_downgrade: false,
                 start_timeout_secs: 60,
                 join_timeout_secs: 180,
+                not_after: None,
             },
             started_by_uid: 0,
             started_at: at,
             short_services: Vec::new(),
+            scope_all: true,
+            excluded: Default::default(),
         },
         phase,
         owner: Owner { node: NodeId::from("m1"), epoch: 1, renewed: at },
         nodes: BTreeMap::new(),
+        limit_lifted: false,
     }
 }
 
@@ -127,8 +131,12 @@ async fn a_record_that_does_not_read_is_no_reason_to_go_on() {
     fake.world().configs.get_mut("requeen-r1").unwrap()["Spec"]["Data"] = BASE64.encode(r#"{"schema":7}"#).into();
     let error = create(&docker, &rollout("r2", 2, Phase::Running)).await.unwrap_err();
     assert!(matches!(&error, RecordError::Unreadable { name, .. } if name == "requeen-r1"), "{error}");
+    let (read, unread) = load_each(&docker).await.unwrap();
+    assert!(read.is_empty() && unread[0].id() == "r1" && !unread[0].ended, "{unread:?}");
+    assert_eq!(unread[0].why, Unreadable::Schema(7));
     let labels = &mut fake.world().configs.get_mut("requeen-r1").unwrap()["Spec"]["Labels"].clone();
     labels[labels::PHASE] = r#"{"phase":"ended","aborted":false}"#.into();
     fake.world().configs.get_mut("requeen-r1").unwrap()["Spec"]["Labels"] = labels.clone();
     create(&docker, &rollout("r2", 2, Phase::Running)).await.unwrap();
+    assert!(load_each(&docker).await.unwrap().1[0].ended);
 }

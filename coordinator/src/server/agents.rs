@@ -5,52 +5,74 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Extension, Path, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nix::sys::socket::{setsockopt, sockopt};
 use requeen_protocol::{
-    BUNDLE_PATH, Digest, ErrorBody, LONG_POLL_SECS, Order, PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report,
-    WANTED_HEADER,
+    BUNDLE_PATH, COLLECT_HEADER, COLLECT_PATH, Collect, Digest, ErrorBody, LONG_POLL_SECS, MAX_COLLECTED, Order,
+    PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report, WANTED_HEADER,
 };
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::collect;
+use super::doors::{Doors, Limits, Visitor};
 use super::download;
 use super::refusals::Refusals;
 use super::store::{self, bundle_path};
 use super::words::chain;
 use crate::hub::Hub;
+use crate::identity::files::FilesError;
 use crate::identity::gate::{Admitted, Gate, Refused};
 use crate::identity::peer::{PeerName, PeerNameError};
 use crate::identity::swarm::Swarm;
-
-/// How many connections are open at once; later ones wait for the listener.
-const MAX_CONNECTIONS: usize = 512;
-
-/// How long a client may take for the TLS handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long it may take to send a request's head, and then its body where that is a report.
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long to wait before the next try to accept a connection.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// The longest report, bytes.
 const MAX_REPORT: usize = 1 << 20;
+
+/// The longest head of a request, bytes. An agent's has some hundred.
+const MAX_HEAD: usize = 32 << 10;
+
+/// How long clients may take. Nodes answer in milliseconds; what is given here is for those under load.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// For the TLS handshake.
+    pub(crate) handshake: Duration,
+    /// For a request's head, counted from the handshake or the last answer: so long a connection may be idle, too.
+    pub(crate) head: Duration,
+    /// For a report's body.
+    pub(crate) body: Duration,
+    /// For taking anything of what was sent to them.
+    pub(crate) taking: Duration,
+}
+
+impl Patience {
+    /// As it is outside tests.
+    pub(crate) const USUAL: Self = Self {
+        handshake: Duration::from_secs(10),
+        head: Duration::from_secs(10),
+        body: Duration::from_secs(10),
+        taking: Duration::from_secs(60),
+    };
+}
 
 /// What the port serves from.
 pub(crate) struct Agents<S> {
@@ -59,28 +81,38 @@ pub(crate) struct Agents<S> {
     /// The folder of bundles, each named by its digest.
     pub(crate) bundles: PathBuf,
     pub(crate) refusals: Refusals,
+    pub(crate) doors: Arc<Doors>,
+    pub(crate) patience: Patience,
     /// How long an answer that would repeat the order seen is held.
     pub(crate) long_poll: Duration,
+    /// The largest part of a collection, bytes.
+    pub(crate) max_collected: u64,
 }
 
 impl<S> Agents<S> {
     /// As it is outside tests.
     pub(crate) fn new(gate: Gate<S>, hub: Arc<Hub>, bundles: PathBuf) -> Self {
         let long_poll = Duration::from_secs(LONG_POLL_SECS);
-        Self { gate, hub, bundles, refusals: Refusals::default(), long_poll }
+        let (doors, patience) = (Arc::new(Doors::new(Limits::USUAL)), Patience::USUAL);
+        let refusals = Refusals::default();
+        Self { gate, hub, bundles, refusals, doors, patience, long_poll, max_collected: MAX_COLLECTED }
     }
 }
 
 /// The client of a connection.
 #[derive(Clone)]
-struct Peer {
+pub(super) struct Peer {
     address: IpAddr,
-    name: Arc<PeerName>,
+    pub(super) name: Arc<PeerName>,
+    /// Whether this connection has brought a request.
+    asked: Arc<AtomicBool>,
 }
 
 /// Why a client never came to its first request.
 #[derive(Debug, thiserror::Error)]
 enum ConnectError {
+    #[error("this node has no certificate to serve with: {0}")]
+    Own(FilesError),
     #[error("the TLS handshake failed: {0}")]
     Handshake(io::Error),
     #[error("the TLS handshake took too long")]
@@ -94,26 +126,22 @@ enum ConnectError {
 /// Serves until `shutdown`. Requests under way then are dropped: agents ask again.
 pub(crate) async fn serve<S: Swarm>(listener: TcpListener, agents: Arc<Agents<S>>, shutdown: impl Future<Output = ()>) {
     let router = router(Arc::clone(&agents));
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
     loop {
-        // Room first: what finds none waits in the kernel's queue.
-        let accepted = async {
-            let permit = Arc::clone(&room).acquire_owned().await;
-            (permit, listener.accept().await)
-        };
         tokio::select! {
             () = &mut shutdown => return,
             Some(_) = connections.join_next() => {}
-            accepted = accepted => match accepted {
-                (Ok(permit), Ok((stream, address))) => {
-                    connections.spawn(connection(Arc::clone(&agents), router.clone(), stream, address, permit));
+            accepted = listener.accept() => match accepted {
+                Ok((stream, address)) => {
+                    let visitor = agents.doors.knock(address.ip());
+                    connections.spawn(connection(Arc::clone(&agents), router.clone(), stream, address, visitor));
                 }
-                (Err(_closed), _) => return,
-                (Ok(_), Err(error)) => {
+                Err(error) => {
                     tracing::debug!(error = &error as &dyn std::error::Error, "can't accept a connection");
-                    // Most likely out of descriptors: nothing tells when there are some again.
+                    // Most likely out of descriptors: strangers give theirs back first. Nothing tells when there
+                    // are some again.
+                    agents.doors.shed();
                     tokio::time::sleep(ACCEPT_AGAIN).await;
                 }
             },
@@ -126,37 +154,61 @@ async fn connection<S: Swarm>(
     router: Router,
     stream: TcpStream,
     address: SocketAddr,
-    _room: OwnedSemaphorePermit,
+    mut visitor: Visitor,
 ) {
-    let tls = match agents.gate.tls().await {
-        Ok(tls) => tls,
-        Err(error) => {
-            agents.refusals.log(address.ip(), &format!("this node has no certificate to serve with: {error}"));
-            return;
-        }
+    let must_go = visitor.must_go();
+    let told = tokio::select! {
+        () = must_go => true,
+        () = talk(&agents, router, stream, address, &mut visitor) => false,
     };
-    let handshake = timeout(HANDSHAKE_TIMEOUT, handshake(TlsAcceptor::from(tls.config), stream)).await;
-    let (stream, name) = match handshake.unwrap_or(Err(ConnectError::Timeout)) {
+    if told {
+        agents.refusals.log(address.ip(), &format!("its connection was closed: {}", visitor.why()));
+    }
+}
+
+async fn talk<S: Swarm>(
+    agents: &Agents<S>,
+    router: Router,
+    stream: TcpStream,
+    address: SocketAddr,
+    visitor: &mut Visitor,
+) {
+    let Patience { handshake, head, taking, .. } = agents.patience;
+    // The kernel counts for us: so long may bytes wait for a peer that has gone, or that does not read on.
+    let taking = u32::try_from(taking.as_millis()).unwrap_or(u32::MAX);
+    if let Err(error) = setsockopt(&stream, sockopt::TcpUserTimeout, &taking) {
+        tracing::debug!(client = %address, error = &error as &dyn std::error::Error, "no limit for a silent peer");
+    }
+    let greeted = timeout(handshake, greet(&agents.gate, stream)).await;
+    let (stream, name) = match greeted.unwrap_or(Err(ConnectError::Timeout)) {
         Ok(connected) => connected,
         Err(error) => {
             agents.refusals.log(address.ip(), &error.to_string());
             return;
         }
     };
-    let peer = Peer { address: address.ip(), name: Arc::new(name) };
+    visitor.admit(&name.node);
+    let asked = Arc::new(AtomicBool::new(false));
+    let peer = Peer { address: address.ip(), name: Arc::new(name), asked: Arc::clone(&asked) };
     let service = TowerToHyperService::new(router.layer(Extension(peer)));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(READ_TIMEOUT)
+        .header_read_timeout(head)
+        .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(error) = served {
+        // A client that has asked before may keep its connection for later, until it has been idle for too long.
+        if error.is_parse() || (error.is_timeout() && !asked.load(Ordering::Relaxed)) {
+            agents.refusals.log(address.ip(), &format!("its request can't be read: {error}"));
+        }
         tracing::debug!(client = %address, error = &error as &dyn std::error::Error, "connection ended");
     }
 }
 
-async fn handshake(acceptor: TlsAcceptor, stream: TcpStream) -> Result<(TlsStream<TcpStream>, PeerName), ConnectError> {
-    let stream = acceptor.accept(stream).await.map_err(ConnectError::Handshake)?;
+async fn greet<S: Swarm>(gate: &Gate<S>, stream: TcpStream) -> Result<(TlsStream<TcpStream>, PeerName), ConnectError> {
+    let tls = gate.tls().await.map_err(ConnectError::Own)?;
+    let stream = TlsAcceptor::from(tls.config).accept(stream).await.map_err(ConnectError::Handshake)?;
     let (_, session) = stream.get_ref();
     let leaf = session.peer_certificates().and_then(|chain| chain.first()).ok_or(ConnectError::NoCertificate)?;
     let name = PeerName::of(leaf).map_err(ConnectError::Name)?;
@@ -167,20 +219,24 @@ fn router<S: Swarm>(agents: Arc<Agents<S>>) -> Router {
     Router::new()
         .route(REPORT_PATH, post(report::<S>))
         .route(&format!("{BUNDLE_PATH}{{hex}}"), get(bundle::<S>).put(take_bundle::<S>))
+        .route(&format!("{COLLECT_PATH}{{id}}"), post(collect::part::<S>))
         .fallback(async || Answer::new(StatusCode::NOT_FOUND, "there is nothing at this address"))
+        .method_not_allowed_fallback(async || {
+            Answer::new(StatusCode::METHOD_NOT_ALLOWED, "this address is not asked like that")
+        })
         .layer(middleware::from_fn_with_state(Arc::clone(&agents), admit::<S>))
         .with_state(agents)
 }
 
 /// An answer that is not a success.
 #[derive(Debug)]
-struct Answer {
+pub(super) struct Answer {
     status: StatusCode,
     body: ErrorBody,
 }
 
 impl Answer {
-    fn new(status: StatusCode, error: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
         Self { status, body: ErrorBody { error: error.into(), hint: None } }
     }
 
@@ -203,6 +259,7 @@ async fn admit<S: Swarm>(
     mut request: Request,
     next: Next,
 ) -> Response {
+    peer.asked.store(true, Ordering::Relaxed);
     let admitted = match agents.gate.admit(&peer.name).await {
         Ok(admitted) => admitted,
         Err(refused) => {
@@ -235,29 +292,53 @@ fn same_protocol(headers: &HeaderMap) -> Result<(), Answer> {
 async fn report<S: Swarm>(
     State(agents): State<Arc<Agents<S>>>,
     Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<(HeaderMap, Json<Order>), Answer> {
-    let body = timeout(READ_TIMEOUT, axum::body::to_bytes(body, MAX_REPORT))
-        .await
-        .map_err(|_| Answer::new(StatusCode::REQUEST_TIMEOUT, "the report took too long to arrive"))?
-        .map_err(|error| {
-            let error = format!("the report can't be read (at most {MAX_REPORT} bytes): {error}");
-            Answer::new(StatusCode::PAYLOAD_TOO_LARGE, error)
-        })?;
-    let report: Report = serde_json::from_slice(&body)
-        .map_err(|error| Answer::new(StatusCode::BAD_REQUEST, format!("the body is no report: {error}")))?;
+    let body = read(&headers, body, agents.patience.body).await.inspect_err(|answer| {
+        agents.refusals.log(peer.address, &answer.body.error);
+    })?;
+    let report: Report = serde_json::from_slice(&body).map_err(|error| {
+        let error = format!("the body is no report: {error}");
+        agents.refusals.log(peer.address, &error);
+        Answer::new(StatusCode::BAD_REQUEST, error)
+    })?;
     if report.node != peer.name.node {
         let error = format!("node {} reported for node {}", peer.name.node, report.node);
         agents.refusals.log(peer.address, &error);
         return Err(Answer::new(StatusCode::FORBIDDEN, error));
     }
-    let asked = agents.hub.wanted_of(&report).and_then(|digest| HeaderValue::from_str(digest.hex()).ok());
-    let headers = asked.into_iter().map(|digest| (HeaderName::from_static(WANTED_HEADER), digest)).collect();
-    Ok((headers, Json(order(&agents, report).await)))
+    let wanted = agents.hub.wanted_of(&report).map(|digest| (WANTED_HEADER, digest.hex().to_owned()));
+    // An agent that says nothing of collections is of a version that knows none.
+    let heard_of = headers.get(COLLECT_HEADER).and_then(|value| value.to_str().ok());
+    let (order, collect) = order(&agents, report, heard_of).await;
+    let collect = collect.map(|collect| (COLLECT_HEADER, collect.to_string()));
+    let asked = wanted.into_iter().chain(collect);
+    let asked =
+        asked.filter_map(|(name, value)| Some((HeaderName::from_static(name), HeaderValue::from_str(&value).ok()?)));
+    Ok((asked.collect(), Json(order)))
 }
 
-/// The order for the node, as soon as it is another one than the one it acts on already.
-async fn order<S>(agents: &Agents<S>, report: Report) -> Order {
+/// The body of a report, of bounded length and in bounded time.
+async fn read(headers: &HeaderMap, body: Body, patience: Duration) -> Result<Bytes, Answer> {
+    let too_long = |found: &dyn std::fmt::Display| {
+        let error = format!("the report can't be read (at most {MAX_REPORT} bytes): {found}");
+        Answer::new(StatusCode::PAYLOAD_TOO_LARGE, error)
+    };
+    // What is too long by its own word is not read at all.
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if let Some(length) = length.filter(|length| *length > MAX_REPORT) {
+        return Err(too_long(&format_args!("it has {length}")));
+    }
+    timeout(patience, axum::body::to_bytes(body, MAX_REPORT))
+        .await
+        .map_err(|_| Answer::new(StatusCode::REQUEST_TIMEOUT, "the report took too long to arrive"))?
+        .map_err(|error| too_long(&error))
+}
+
+/// The order for the node, as soon as it is another one than the one it acts on already, or something is to be
+/// asked beside it; then it may be the same order again, as after any long wait.
+async fn order<S>(agents: &Agents<S>, report: Report, heard_of: Option<&str>) -> (Order, Option<Collect>) {
     let mut changed = agents.hub.changed();
     agents.hub.report(report.clone());
     let _connected = agents.hub.connected(&report);
@@ -266,13 +347,14 @@ async fn order<S>(agents: &Agents<S>, report: Report) -> Order {
     loop {
         changed.mark_unchanged();
         let order = agents.hub.order_for(&report);
-        if report.seen.as_deref() != Some(&order) {
-            return order;
+        let collect = heard_of.and_then(|heard_of| agents.hub.collections.wanted(&report.node, heard_of));
+        if report.seen.as_deref() != Some(&order) || collect.is_some() {
+            return (order, collect);
         }
         tokio::select! {
-            () = &mut until => return order,
+            () = &mut until => return (order, None),
             gone = changed.changed() => if gone.is_err() {
-                return order;
+                return (order, None);
             },
         }
     }

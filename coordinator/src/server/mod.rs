@@ -4,12 +4,18 @@
 //! store, in the bundles' folder, or on the nodes themselves.
 
 mod agents;
+mod collect;
+mod descriptors;
+mod doors;
 mod download;
+mod fetch;
 mod operator;
 mod refusals;
 pub(crate) mod store;
 pub(crate) mod words;
 
+#[cfg(test)]
+mod strangers_tests;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +31,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{Failure, FailureKind};
 use crate::deploy::Deployer;
+use crate::diag::Diag;
+use crate::diag::log::LogTail;
 use crate::drive;
 use crate::hub::{Clock, Hub};
 use crate::identity::files::CertificateFiles;
@@ -58,6 +66,8 @@ pub struct ServeArgs {
     pub take_over_after: Duration,
     /// Whether it takes over an open rollout at once.
     pub take_over: bool,
+    /// What is logged, for `diag`.
+    pub log: Arc<LogTail>,
 }
 
 /// The server can't run.
@@ -205,6 +215,11 @@ pub async fn serve(args: ServeArgs, shutdown: CancellationToken) -> Result<(), S
         error @ SocketError::Make { .. } => data_dir(&args, error),
     })?;
 
+    match descriptors::raise() {
+        Ok(limit) => tracing::debug!(limit, "open files"),
+        Err(error) => tracing::warn!(%error, "the limit of open files, and so of nodes, stays as it is"),
+    }
+
     let hub = Arc::new(Hub::new(Arc::clone(&clock)));
     let mut ops = Ops::new(Arc::clone(&hub), Arc::clone(&engine), args.data_dir.clone());
     ops.take_over_after = args.take_over_after;
@@ -215,7 +230,9 @@ pub async fn serve(args: ServeArgs, shutdown: CancellationToken) -> Result<(), S
     let gate = Gate::new(Managers(Arc::clone(&engine)), files, clock);
     let agents = Arc::new(agents::Agents::new(gate, Arc::clone(&hub), bundles.clone()));
     let deployer = Deployer::new(engine, hub, args.port, VERSION, PathBuf::from("/proc/self"));
-    let operator = Arc::new(Operator { ops: Arc::clone(&ops), deployer, bundles });
+    let fetcher = Arc::new(fetch::Fetcher::new(bundles.clone()));
+    let diag = Arc::new(Diag::new(Arc::clone(&ops), args.log, VERSION));
+    let operator = Arc::new(Operator { ops: Arc::clone(&ops), deployer, fetcher, diag, bundles });
     tracing::info!(%address, socket = %socket.display(), version = VERSION, "serving");
 
     let (_, served, _) = tokio::join!(

@@ -1,5 +1,5 @@
 //! The socket that the CLI calls: mode 0600 in the coordinator's folder, so only the host's root comes in.
-//! Routes only; what they do is in [`crate::ops`], [`crate::deploy`] and [`super::store`].
+//! Routes only; what they do is in [`crate::ops`], [`crate::deploy`], [`super::store`] and [`super::fetch`].
 
 use std::fs;
 use std::future::Future;
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract;
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{StatusCode, header};
@@ -21,12 +22,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
 
+use super::fetch::Fetcher;
 use super::store;
 use crate::api::{
-    DeployArgs, Deployed, Failure, FailureKind, GrantArgs, PlanView, RollbackArgs, Started, StatusView, StoredBundle,
-    UpgradeArgs, VERSION_HEADER,
+    DeployArgs, Deployed, Deployment, DiagArgs, Failure, FailureKind, FetchArgs, GrantArgs, HistoryView, PlanView,
+    ReleaseArgs, ReleaseView, RollbackArgs, RolloutHistory, Started, StatusView, StoredBundle, UndeployArgs,
+    Undeployed, UpgradeArgs, VERSION_HEADER, VerifyView,
 };
 use crate::deploy::Deployer;
+use crate::diag::Diag;
 use crate::ops::Ops;
 use crate::probe::ProbeReport;
 
@@ -40,6 +44,8 @@ const MAX_BODY: usize = 1 << 20;
 pub(crate) struct Operator {
     pub(crate) ops: Arc<Ops>,
     pub(crate) deployer: Deployer,
+    pub(crate) fetcher: Arc<Fetcher>,
+    pub(crate) diag: Arc<Diag>,
     /// The folder of bundles.
     pub(crate) bundles: PathBuf,
 }
@@ -96,17 +102,24 @@ pub(crate) async fn serve(
 fn router(operator: Arc<Operator>) -> Router {
     Router::new()
         .route("/bundle", put(put_bundle))
+        .route("/fetch", post(fetch))
         .route("/plan", post(plan))
         .route("/rollouts", post(start))
         .route("/rollback", post(rollback))
         .route("/status", get(status))
         .route("/grant", post(grant))
+        .route("/release", post(release))
+        .route("/history", get(history))
+        .route("/history/{id}", get(rollout_history))
         .route("/pause", post(pause))
         .route("/resume", post(resume))
         .route("/abort", post(abort))
         .route("/take-over", post(take_over))
         .route("/deploy", post(deploy))
         .route("/probe", get(probe))
+        .route("/verify", post(verify))
+        .route("/undeploy", get(deployment).post(undeploy))
+        .route("/diag", post(diag))
         .fallback(async || {
             Answer(StatusCode::NOT_FOUND, refused("the server does not know this request".to_owned(), None))
         })
@@ -188,6 +201,11 @@ async fn put_bundle(State(app): App, request: Request) -> Answered<StoredBundle>
     answered(store::store(&app.bundles, stream, length, None).await.map_err(|error| error.failure()))
 }
 
+async fn fetch(State(app): App, body: Body) -> Result<Response, Answer> {
+    let args: FetchArgs = parsed(body).await?;
+    Ok(Arc::clone(&app.fetcher).answer(args))
+}
+
 async fn plan(State(app): App, body: Body) -> Answered<PlanView> {
     let args: UpgradeArgs = parsed(body).await?;
     answered(app.ops.plan(args).await)
@@ -210,6 +228,19 @@ async fn status(State(app): App) -> Answered<StatusView> {
 async fn grant(State(app): App, body: Body) -> Answered<serde_json::Value> {
     let args: GrantArgs = parsed(body).await?;
     answered(app.ops.grant(args).await.map(|()| serde_json::json!({})))
+}
+
+async fn release(State(app): App, ConnectInfo(uid): ConnectInfo<Uid>, body: Body) -> Answered<ReleaseView> {
+    let args: ReleaseArgs = parsed(body).await?;
+    answered(app.ops.release(args, uid.known()?).await)
+}
+
+async fn history(State(app): App) -> Answered<HistoryView> {
+    answered(app.ops.history().await)
+}
+
+async fn rollout_history(State(app): App, extract::Path(id): extract::Path<String>) -> Answered<RolloutHistory> {
+    answered(app.ops.rollout_history(&id).await)
 }
 
 async fn pause(State(app): App) -> Answered<StatusView> {
@@ -237,6 +268,24 @@ async fn probe(State(app): App) -> Answered<ProbeReport> {
     answered(app.ops.probe().await)
 }
 
+async fn verify(State(app): App) -> Answered<VerifyView> {
+    answered(app.ops.verify().await)
+}
+
+async fn deployment(State(app): App) -> Answered<Deployment> {
+    answered(app.ops.deployment().await)
+}
+
+async fn undeploy(State(app): App, body: Body) -> Answered<Undeployed> {
+    let args: UndeployArgs = parsed(body).await?;
+    answered(app.ops.undeploy(args).await)
+}
+
+async fn diag(State(app): App, body: Body) -> Result<Response, Answer> {
+    let args: DiagArgs = parsed(body).await?;
+    Ok(Body::from_stream(app.diag.begin(args).await?).into_response())
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -246,11 +295,15 @@ mod tests {
     use http_body_util::{BodyExt, Full};
     use hyper::client::conn::http1;
     use hyper_util::rt::TokioIo;
+    use requeen_protocol::{NodeId, NodeState, Report, Speaker};
+    use tokio::io::AsyncWriteExt;
     use tokio_util::sync::{CancellationToken, DropGuard};
 
     use super::*;
+    use crate::api::PolicyChoice;
     use crate::hub::Hub;
     use crate::observe::Engine;
+    use crate::observe::fake::Fake;
 
     struct World {
         dir: tempfile::TempDir,
@@ -263,6 +316,11 @@ mod tests {
         }
 
         async fn ask(&self, method: Method, path: &str, version: Option<&str>, body: &str) -> (StatusCode, Failure) {
+            let (status, answer) = self.send(method, path, version, Bytes::from(body.to_owned())).await;
+            (status, serde_json::from_slice(&answer).unwrap())
+        }
+
+        async fn send(&self, method: Method, path: &str, version: Option<&str>, body: Bytes) -> (StatusCode, Bytes) {
             let stream = UnixStream::connect(self.socket()).await.unwrap();
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
             tokio::spawn(connection);
@@ -270,24 +328,56 @@ mod tests {
             if let Some(version) = version {
                 request = request.header(VERSION_HEADER, version);
             }
-            let request = request.body(Full::new(Bytes::from(body.to_owned()))).unwrap();
+            let request = request.body(Full::new(body)).unwrap();
             let answer = tokio::time::timeout(Duration::from_secs(30), sender.send_request(request)).await;
             let answer = answer.unwrap().unwrap();
             let status = answer.status();
-            let body = answer.into_body().collect().await.unwrap().to_bytes();
-            (status, serde_json::from_slice(&body).unwrap())
+            (status, answer.into_body().collect().await.unwrap().to_bytes())
         }
+
+        /// A connection that has sent the head of a request with a body of `length` bytes, and `begin` of that.
+        async fn begin(&self, head: &str, length: usize, begin: &[u8]) -> UnixStream {
+            let mut stream = UnixStream::connect(self.socket()).await.unwrap();
+            let head = format!(
+                "{head} HTTP/1.1\r\nhost: c\r\n{VERSION_HEADER}: {VERSION}\r\ncontent-length: {length}\r\n\r\n"
+            );
+            stream.write_all(&[head.as_bytes(), begin].concat()).await.unwrap();
+            stream
+        }
+
+        /// The names of everything in the bundles' folder.
+        fn stored(&self) -> Vec<String> {
+            let entries = fs::read_dir(self.dir.path().join("bundles")).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        }
+    }
+
+    async fn until(what: &str, reached: impl Fn() -> bool) {
+        let waiting = async {
+            while !reached() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(30), waiting).await.is_ok(), "waited in vain: {what}");
     }
 
     /// A server whose engine is gone.
     async fn world() -> World {
+        world_of(Arc::default(), Engine::new(PathBuf::from("/nonexistent/docker.sock"))).await
+    }
+
+    async fn world_of(hub: Arc<Hub>, engine: Engine) -> World {
         let dir = tempfile::tempdir().unwrap();
-        let hub = Arc::new(Hub::default());
-        let engine = Arc::new(Engine::new(dir.path().join("docker.sock")));
+        let engine = Arc::new(engine);
+        let bundles = dir.path().join("bundles");
+        store::prepare(&bundles).unwrap();
+        let ops = Arc::new(Ops::new(Arc::clone(&hub), Arc::clone(&engine), dir.path().to_owned()));
         let operator = Operator {
-            ops: Arc::new(Ops::new(Arc::clone(&hub), Arc::clone(&engine), dir.path().to_owned())),
+            diag: Arc::new(Diag::new(Arc::clone(&ops), Arc::default(), VERSION)),
+            ops,
             deployer: Deployer::new(engine, hub, 1, VERSION, dir.path().to_owned()),
-            bundles: dir.path().to_owned(),
+            fetcher: Arc::new(Fetcher::new(dir.path().to_owned())),
+            bundles,
         };
         let listener = listen(&dir.path().join("requeen.sock")).await.unwrap();
         let stop = CancellationToken::new();
@@ -332,10 +422,77 @@ mod tests {
         let (status, failure) = world.ask(Method::POST, "/grant", version, "{}").await;
         assert_eq!((status, failure.kind), (StatusCode::CONFLICT, FailureKind::Refused));
         assert!(failure.error.contains("node"), "names the missing field: {}", failure.error);
+        let body = r#"{"url":"http://h/x","digest":"sha256:","roots":[]}"#;
+        let (status, failure) = world.ask(Method::POST, "/fetch", version, body).await;
+        assert_eq!((status, failure.kind), (StatusCode::CONFLICT, FailureKind::Refused));
+        assert!(failure.error.contains("https://"), "{}", failure.error);
         let (status, failure) = world.ask(Method::PUT, "/bundle?name=x", version, "no bundle").await;
         assert_eq!((status, failure.kind), (StatusCode::CONFLICT, FailureKind::Refused));
         let body = r#"{"image":"i","print":true}"#;
         let (status, failure) = world.ask(Method::POST, "/deploy", version, body).await;
         assert_eq!((status, failure.kind), (StatusCode::SERVICE_UNAVAILABLE, FailureKind::Unreachable));
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_is_broken_off_leaves_nothing() {
+        let world = world().await;
+        let upload = world.begin("PUT /bundle?name=x", 1 << 20, &[0x1f, 0x8b]).await;
+        until("the file that is being received", || world.stored().len() == 1).await;
+        drop(upload);
+        until("its end", || world.stored().is_empty()).await;
+    }
+
+    #[tokio::test]
+    async fn a_plan_whose_operator_has_left_ends_its_staging() {
+        let (hub, fake) = (Arc::new(Hub::default()), Fake::start(&["m1"], &[]));
+        let world = world_of(Arc::clone(&hub), fake.engine()).await;
+        let bundle = {
+            let mut header = tar::Header::new_gnu();
+            let own = &fs::read("/proc/self/exe").unwrap()[..4096];
+            header.set_size(own.len() as u64);
+            let level = flate2::Compression::fast();
+            let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), level));
+            tar.append_data(&mut header, "docker/dockerd", own).unwrap();
+            tar.into_inner().unwrap().finish().unwrap()
+        };
+        let (status, stored) = world.send(Method::PUT, "/bundle?name=x", Some(VERSION), bundle.into()).await;
+        assert_eq!(status, StatusCode::OK, "{stored:?}");
+        let stored: StoredBundle = serde_json::from_slice(&stored).unwrap();
+        // An agent that was heard and does not stage.
+        hub.report(Report {
+            node: NodeId::from("m1"),
+            agent_version: "1".to_owned(),
+            speaker: Speaker::Task,
+            boot_id: "b".to_owned(),
+            engine: None,
+            installed: None,
+            state: NodeState::Idle,
+            seen: None,
+            memo: None,
+            unreached: Vec::new(),
+        });
+        let args = UpgradeArgs {
+            bundle: stored.bundle.digest,
+            policy: PolicyChoice::Auto,
+            workers_at_once: 1,
+            only: Vec::new(),
+            exclude: Vec::new(),
+            manual: false,
+            accept_control_plane_outage: true,
+            allow_downgrade: false,
+            start_timeout_secs: 60,
+            // More than any clock can tell.
+            stage_timeout_secs: u64::MAX,
+            only_outdated: false,
+            not_after: None,
+        };
+        let question = serde_json::to_vec(&args).unwrap();
+        for path in ["POST /plan", "POST /rollouts"] {
+            let asked = world.begin(path, question.len(), &question).await;
+            until("the staging", || hub.staging().is_some()).await;
+            drop(asked);
+            until("the staging's end", || hub.staging().is_none()).await;
+        }
+        assert!(fake.world().configs.is_empty(), "a rollout was recorded");
     }
 }

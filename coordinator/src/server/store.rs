@@ -1,4 +1,4 @@
-//! Bundles that operators send: received beside their place, verified, then named by their digest. The
+//! Bundles that operators send or have fetched: received beside their place, verified, then named by their digest. The
 //! same folder on this host belongs to the agent too, which trusts no file whose digest it has not
 //! computed.
 
@@ -18,10 +18,10 @@ use crate::bundle::{self, BundleError};
 use crate::server::words::chain;
 
 /// The longest tarball, bytes. Docker's have less than 100 MB.
-const MAX_BUNDLE: u64 = 1 << 30;
+pub(crate) const MAX_BUNDLE: u64 = 1 << 30;
 
 /// What names of files that are being received begin with.
-const RECEIVING: &str = ".receiving-";
+pub(super) const RECEIVING: &str = ".receiving-";
 
 /// Why a bundle was not stored.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,14 @@ pub(crate) enum StoreError {
     /// The folder or a file in it can't be written.
     #[error("can't store the bundle in {dir}")]
     Write {
+        /// The folder.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The folder or a file in it can't be removed.
+    #[error("can't remove the bundles in {dir}")]
+    Remove {
         /// The folder.
         dir: PathBuf,
         /// Why.
@@ -74,6 +82,7 @@ impl StoreError {
             StoreError::Inspect(error) => Some(error.hint()),
             StoreError::TooLong => Some("a bundle is Docker's static tarball, as published".to_owned()),
             StoreError::Write { .. }
+            | StoreError::Remove { .. }
             | StoreError::Random(_)
             | StoreError::Receive { .. }
             | StoreError::OtherBundle { .. }
@@ -102,6 +111,28 @@ pub(crate) fn prepare(dir: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Removes every bundle, whole or not, and the folder if nothing else is in it. The next bundle makes it again.
+pub(crate) fn remove_all(dir: &Path) -> Result<(), StoreError> {
+    let write = |source| StoreError::Remove { dir: dir.to_owned(), source };
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(write)?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(write)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let bundle = name.strip_suffix(".tgz").is_some_and(|hex| Digest::from_hex(hex).is_ok());
+        if (bundle || name.starts_with(RECEIVING)) && entry.file_type().map_err(write)?.is_file() {
+            fs::remove_file(entry.path()).map_err(write)?;
+        }
+    }
+    match fs::remove_dir(dir) {
+        // What is in it is nobody's bundle.
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        done => done.map_err(write),
+    }
+}
+
 /// Receives, verifies and keeps a bundle: any, or the one `wanted`. On any error nothing is left of it.
 pub(crate) async fn store(
     dir: &Path,
@@ -112,10 +143,19 @@ pub(crate) async fn store(
     if length.is_some_and(|length| length > MAX_BUNDLE) {
         return Err(StoreError::TooLong);
     }
-    let number = getrandom::u64().map_err(StoreError::Random)?;
-    let receiving = Receiving(dir.join(format!("{RECEIVING}{number:016x}")));
-    receive(dir, &receiving.0, body).await?;
+    // It went with everything else if the agents were taken away since the start.
+    fs::create_dir_all(dir).map_err(|source| StoreError::Write { dir: dir.to_owned(), source })?;
+    let (receiving, file) = Receiving::create(dir).await?;
+    receive(dir, file, body).await?;
+    keep(dir, receiving, wanted).await
+}
 
+/// Verifies what was received, any bundle or the one `wanted`, and gives it its name.
+pub(crate) async fn keep(
+    dir: &Path,
+    receiving: Receiving,
+    wanted: Option<&Digest>,
+) -> Result<StoredBundle, StoreError> {
     let path = receiving.0.clone();
     let stored = tokio::task::spawn_blocking(move || bundle::inspect(&path, None))
         .await
@@ -132,11 +172,10 @@ pub(crate) async fn store(
 
 async fn receive(
     dir: &Path,
-    path: &Path,
+    mut file: File,
     mut body: impl Stream<Item = Result<Bytes, axum::Error>> + Unpin,
 ) -> Result<(), StoreError> {
     let write = |source| StoreError::Write { dir: dir.to_owned(), source };
-    let mut file = File::create_new(path).await.map_err(write)?;
     let mut bytes = 0_u64;
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(|source| StoreError::Receive { bytes, source })?;
@@ -146,6 +185,8 @@ async fn receive(
         }
         file.write_all(&chunk).await.map_err(write)?;
     }
+    // What the last write met comes out here; `sync_all` does not tell.
+    file.flush().await.map_err(write)?;
     file.sync_all().await.map_err(write)
 }
 
@@ -158,7 +199,18 @@ pub(crate) async fn adopt(dir: &Path, kept: &Path, wanted: &Digest) -> Result<()
 }
 
 /// A file that is not a bundle yet, and is gone unless it becomes one.
-struct Receiving(PathBuf);
+pub(crate) struct Receiving(PathBuf);
+
+impl Receiving {
+    /// A new one, empty, in the folder of bundles.
+    pub(crate) async fn create(dir: &Path) -> Result<(Self, File), StoreError> {
+        let number = getrandom::u64().map_err(StoreError::Random)?;
+        let path = dir.join(format!("{RECEIVING}{number:016x}"));
+        let file = File::create_new(&path).await;
+        let file = file.map_err(|source| StoreError::Write { dir: dir.to_owned(), source })?;
+        Ok((Self(path), file))
+    }
+}
 
 impl Drop for Receiving {
     fn drop(&mut self) {
@@ -210,6 +262,32 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = store(dir.path(), body(&[]), Some(MAX_BUNDLE + 1), None).await.unwrap_err();
         assert!(matches!(error, StoreError::TooLong));
+    }
+
+    #[test]
+    fn all_bundles_go_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("bundles");
+        remove_all(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        let bundle = format!("{}.tgz", "a".repeat(64));
+        for name in [bundle.as_str(), ".receiving-1", "mine.tgz"] {
+            fs::write(folder.join(name), "x").unwrap();
+        }
+        remove_all(&folder).unwrap();
+        assert_eq!(names(&folder), ["mine.tgz"]);
+        fs::remove_file(folder.join("mine.tgz")).unwrap();
+        remove_all(&folder).unwrap();
+        assert!(!folder.exists());
+    }
+
+    #[tokio::test]
+    async fn a_bundle_finds_its_folder_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("bundles");
+        let error = store(&folder, body(&["no bundle"]), None, None).await.unwrap_err();
+        assert!(matches!(error, StoreError::Inspect(_)), "{error}");
+        assert!(folder.is_dir());
     }
 
     #[test]

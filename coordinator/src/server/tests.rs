@@ -13,8 +13,8 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use requeen_protocol::{
-    BUNDLE_PATH, Digest, ErrorBody, NodeId, NodeState, Order, PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report,
-    Speaker, WANTED_HEADER,
+    BUNDLE_PATH, COLLECT_HEADER, COLLECT_PATH, Collect, Digest, ErrorBody, NO_COLLECTION, NodeId, NodeState, Order,
+    PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report, Speaker, WANTED_HEADER,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
@@ -26,6 +26,8 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::agents::{self, Agents};
+use super::doors::Doors;
+use crate::diag::collection::{Delivery, OpenCollection};
 use crate::hub::Hub;
 use crate::identity::files::CertificateFiles;
 use crate::identity::gate::Gate;
@@ -35,10 +37,13 @@ use crate::plan::model::Role;
 use crate::server::store::bundle_path;
 use crate::server::words::chain;
 
-const CLUSTER: &str = "cluster-1";
+pub(super) const CLUSTER: &str = "cluster-1";
+
+/// The largest part of a collection here: small enough to be sent although nobody reads it.
+const MAX_PART: u64 = 1000;
 
 /// A swarm as its managers would describe it.
-struct Fake {
+pub(super) struct Fake {
     cluster: Cluster,
     nodes: Mutex<Option<BTreeMap<NodeId, Role>>>,
 }
@@ -53,16 +58,22 @@ impl Swarm for Arc<Fake> {
     }
 }
 
-struct World {
-    root: Root,
+pub(super) struct World {
+    pub(super) root: Root,
     fake: Arc<Fake>,
-    hub: Arc<Hub>,
-    address: SocketAddr,
-    dir: tempfile::TempDir,
+    pub(super) hub: Arc<Hub>,
+    pub(super) doors: Arc<Doors>,
+    pub(super) address: SocketAddr,
+    pub(super) dir: tempfile::TempDir,
     _stop: DropGuard,
 }
 
-async fn world(long_poll: Duration) -> World {
+pub(super) async fn world(long_poll: Duration) -> World {
+    world_with(|agents| agents.long_poll = long_poll).await
+}
+
+/// A port that `change` has changed.
+pub(super) async fn world_with(change: impl FnOnce(&mut Agents<Arc<Fake>>)) -> World {
     let dir = tempfile::tempdir().unwrap();
     let root = Root::new();
     root.node("m1", "swarm-manager", CLUSTER).install(dir.path(), &root.pem);
@@ -73,33 +84,35 @@ async fn world(long_poll: Duration) -> World {
     let gate = Gate::new(Arc::clone(&fake), CertificateFiles::new(dir.path()), Arc::new(Instant::now));
     let hub = Arc::new(Hub::default());
     let mut agents = Agents::new(gate, Arc::clone(&hub), dir.path().to_owned());
-    agents.long_poll = long_poll;
+    agents.max_collected = MAX_PART;
+    change(&mut agents);
+    let doors = Arc::clone(&agents.doors);
 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
     tokio::spawn(agents::serve(listener, Arc::new(agents), stop.clone().cancelled_owned()));
-    World { root, fake, hub, address, dir, _stop: stop.drop_guard() }
+    World { root, fake, hub, doors, address, dir, _stop: stop.drop_guard() }
 }
 
 /// What a client got: an answer, or a connection that ended.
-type Got = Result<(StatusCode, HeaderMap, Bytes), String>;
+pub(super) type Got = Result<(StatusCode, HeaderMap, Bytes), String>;
 
 impl World {
-    async fn ask(&self, identity: Option<&Node>, request: Request<Full<Bytes>>) -> Got {
+    pub(super) async fn ask(&self, identity: Option<&Node>, request: Request<Full<Bytes>>) -> Got {
         ask(self.address, identity, request).await
     }
 
-    async fn report(&self, identity: &Node, report: &Report) -> Got {
+    pub(super) async fn report(&self, identity: &Node, report: &Report) -> Got {
         self.ask(Some(identity), post(report)).await
     }
 
-    fn worker(&self) -> Node {
+    pub(super) fn worker(&self) -> Node {
         self.root.node("w1", "swarm-worker", CLUSTER)
     }
 }
 
-async fn ask(address: SocketAddr, identity: Option<&Node>, request: Request<Full<Bytes>>) -> Got {
+pub(super) async fn ask(address: SocketAddr, identity: Option<&Node>, request: Request<Full<Bytes>>) -> Got {
     let text = |error: &dyn std::error::Error| chain(error);
     let stream = TcpStream::connect(address).await.unwrap();
     let connector = TlsConnector::from(Arc::new(client(identity)));
@@ -121,7 +134,7 @@ async fn ask(address: SocketAddr, identity: Option<&Node>, request: Request<Full
     Ok((head.status, head.headers, body))
 }
 
-fn client(identity: Option<&Node>) -> ClientConfig {
+pub(super) fn client(identity: Option<&Node>) -> ClientConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -131,7 +144,8 @@ fn client(identity: Option<&Node>) -> ClientConfig {
     match identity {
         None => config.with_no_client_auth(),
         Some(node) => {
-            let chain = vec![CertificateDer::from(node.certificate.clone())];
+            let sent = std::iter::once(&node.certificate).chain(&node.above);
+            let chain = sent.map(|der| CertificateDer::from(der.clone())).collect();
             let key = PrivateKeyDer::from_pem_slice(node.key_pem.as_bytes()).unwrap();
             config.with_client_auth_cert(chain, key).unwrap()
         }
@@ -177,7 +191,7 @@ impl ServerCertVerifier for AnyServer {
     }
 }
 
-fn request(method: Method, path: &str) -> axum::http::request::Builder {
+pub(super) fn request(method: Method, path: &str) -> axum::http::request::Builder {
     Request::builder()
         .method(method)
         .uri(path)
@@ -185,7 +199,7 @@ fn request(method: Method, path: &str) -> axum::http::request::Builder {
         .header(PROTOCOL_HEADER, PROTOCOL_VERSION.to_string())
 }
 
-fn post(report: &Report) -> Request<Full<Bytes>> {
+pub(super) fn post(report: &Report) -> Request<Full<Bytes>> {
     let body = serde_json::to_vec(report).unwrap();
     request(Method::POST, REPORT_PATH).body(Full::from(body)).unwrap()
 }
@@ -198,13 +212,14 @@ fn get(path: &str, range: Option<&str>) -> Request<Full<Bytes>> {
     builder.body(Full::default()).unwrap()
 }
 
-fn word(node: &str, seen: Option<Order>) -> Report {
+pub(super) fn word(node: &str, seen: Option<Order>) -> Report {
     Report {
         node: NodeId::from(node),
         agent_version: "1".to_owned(),
         speaker: Speaker::Task,
         boot_id: "b".to_owned(),
         engine: None,
+        installed: None,
         state: NodeState::Idle,
         seen: seen.map(Box::new),
         memo: None,
@@ -212,18 +227,18 @@ fn word(node: &str, seen: Option<Order>) -> Report {
     }
 }
 
-fn order(got: Got) -> Order {
+pub(super) fn order(got: Got) -> Order {
     let (status, _, body) = got.unwrap();
     assert_eq!(status, StatusCode::OK, "{body:?}");
     serde_json::from_slice(&body).unwrap()
 }
 
-fn refusal(got: Got) -> (StatusCode, ErrorBody) {
+pub(super) fn refusal(got: Got) -> (StatusCode, ErrorBody) {
     let (status, _, body) = got.unwrap();
     (status, serde_json::from_slice(&body).unwrap())
 }
 
-fn store(dir: &Path, content: &[u8]) -> Digest {
+pub(super) fn store(dir: &Path, content: &[u8]) -> Digest {
     let digest = Digest::from_hex(&hex::encode(sha2::Sha256::digest(content))).unwrap();
     std::fs::write(bundle_path(dir, &digest), content).unwrap();
     digest
@@ -427,4 +442,113 @@ async fn one_agent_at_a_time_is_asked_for_the_bundle() {
     };
     let (_, headers, _) = world.report(&world.worker(), &staged).await.unwrap();
     assert!(!headers.contains_key(WANTED_HEADER), "nor one that still stages");
+}
+
+/// A report of an agent that heard of this collection last.
+fn heard_of(collection: &str, report: &Report) -> Request<Full<Bytes>> {
+    let mut request = post(report);
+    request.headers_mut().insert(COLLECT_HEADER, collection.parse().unwrap());
+    request
+}
+
+/// What an answer asks for beside its order.
+fn asked(got: &Got) -> Option<Collect> {
+    let (_, headers, _) = got.as_ref().unwrap();
+    headers.get(COLLECT_HEADER).map(|value| value.to_str().unwrap().parse().unwrap())
+}
+
+fn part(collection: &str, bytes: usize) -> Request<Full<Bytes>> {
+    request(Method::POST, &format!("{COLLECT_PATH}{collection}")).body(Full::from(vec![b'x'; bytes])).unwrap()
+}
+
+fn collect(world: &World, id: &str, nodes: &[&str]) -> OpenCollection {
+    let collect = Collect { id: id.into(), since_unix: 7 };
+    world.hub.collect(collect, nodes.iter().map(|node| NodeId::from(*node))).unwrap()
+}
+
+#[tokio::test]
+async fn a_collection_is_asked_for_beside_the_order() {
+    // Longer than any test waits: only news ends the wait.
+    let world = Arc::new(world(Duration::from_secs(3600)).await);
+    let worker = Arc::new(world.worker());
+    let first = order(world.report(&worker, &word("w1", None)).await);
+    let held = {
+        let (world, worker) = (Arc::clone(&world), Arc::clone(&worker));
+        let request = heard_of(NO_COLLECTION, &word("w1", Some(first.clone())));
+        tokio::spawn(async move { world.ask(Some(&worker), request).await })
+    };
+    let open = collect(&world, "00ff", &["w1"]);
+    let got = held.await.unwrap();
+    assert_eq!(asked(&got), Some(Collect { id: "00ff".into(), since_unix: 7 }));
+    assert_eq!(order(got), first, "the order is what it was");
+
+    // Until it is at it an agent is told again, and one that has another order to hear is told with that.
+    for seen in [Some(first), None] {
+        let got = world.ask(Some(&worker), heard_of(NO_COLLECTION, &word("w1", seen))).await;
+        assert!(asked(&got).is_some());
+    }
+    let got = world.ask(Some(&worker), heard_of("00ff", &word("w1", None))).await;
+    assert_eq!(asked(&got), None, "it is at it");
+    drop(open);
+    let got = world.ask(Some(&worker), heard_of(NO_COLLECTION, &word("w1", None))).await;
+    assert_eq!(asked(&got), None, "it is over");
+}
+
+#[tokio::test]
+async fn agents_that_know_no_collections_wait_as_ever() {
+    let world = world(Duration::from_millis(50)).await;
+    let first = order(world.report(&world.worker(), &word("w1", None)).await);
+    let _open = collect(&world, "00ff", &["w1"]);
+    let got = world.report(&world.worker(), &word("w1", Some(first.clone()))).await;
+    assert_eq!(asked(&got), None);
+    assert_eq!(order(got), first);
+}
+
+#[tokio::test]
+async fn only_the_part_of_a_node_that_was_asked_is_taken() {
+    let world = world(Duration::ZERO).await;
+    let worker = world.worker();
+    let other = world.root.node("w2", "swarm-worker", CLUSTER);
+    let manager = world.root.node("m1", "swarm-manager", CLUSTER);
+    let (status, _) = refusal(world.ask(Some(&worker), part("00ff", 10)).await);
+    assert_eq!(status, StatusCode::NOT_FOUND, "none is open");
+
+    let open = collect(&world, "00ff", &["w1", "m1"]);
+    for (who, node, id, expected) in [
+        ("another collection", &worker, "00fe", StatusCode::NOT_FOUND),
+        ("no collection", &worker, "..%2f00ff", StatusCode::NOT_FOUND),
+        ("a node that was not asked", &other, "00ff", StatusCode::FORBIDDEN),
+    ] {
+        let (status, _) = refusal(world.ask(Some(node), part(id, 10)).await);
+        assert_eq!(status, expected, "{who}");
+    }
+    let (status, _, _) = world.ask(Some(&worker), part("00ff", 10)).await.unwrap();
+    assert_eq!(status, StatusCode::OK);
+    let (status, _) = refusal(world.ask(Some(&worker), part("00ff", 10)).await);
+    assert_eq!(status, StatusCode::CONFLICT, "a second time");
+    let too_large = usize::try_from(MAX_PART).unwrap() + 1;
+    let (status, body) = refusal(world.ask(Some(&manager), part("00ff", too_large)).await);
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{}", body.error);
+
+    let mut parts = open.close();
+    let (status, _) = refusal(world.ask(Some(&manager), part("00ff", 10)).await);
+    assert_eq!(status, StatusCode::NOT_FOUND, "too late");
+    let Some(Delivery::Arrived(mut arrived)) = parts.remove(&NodeId::from("w1")) else { panic!("{parts:?}") };
+    let mut content = String::new();
+    std::io::Read::read_to_string(&mut arrived.file, &mut content).unwrap();
+    assert_eq!((content, arrived.bytes), ("x".repeat(10), 10));
+    let Some(Delivery::Refused(why)) = parts.remove(&NodeId::from("m1")) else { panic!("{parts:?}") };
+    assert!(why.contains("larger than 1000 bytes"), "{why}");
+    let left = std::fs::read_dir(world.dir.path()).unwrap().flatten();
+    let left: Vec<_> = left.map(|entry| entry.file_name()).filter(|name| name != "certificates").collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn without_a_leader_parts_are_taken_too() {
+    let world = world(Duration::ZERO).await;
+    *world.fake.nodes.lock().unwrap() = None;
+    let _open = collect(&world, "00ff", &["w1"]);
+    let (status, _, _) = world.ask(Some(&world.worker()), part("00ff", 10)).await.unwrap();
+    assert_eq!(status, StatusCode::OK);
 }

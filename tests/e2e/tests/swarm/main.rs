@@ -8,8 +8,10 @@
 //! |---|---|
 //! | `REQUEEN_E2E_PROFILE` | build the product on this machine with that cargo profile, not with the Dockerfile |
 //! | `REQUEEN_E2E_KEEP` | leave the swarms running at the end |
-//! | `REQUEEN_E2E_LONG` | also compile the product twice |
+//! | `REQUEEN_E2E_LONG` | also the long scenarios: held managers, several coordinators, the ways of handing over, undeploy; and compile the product twice |
 
+mod diag;
+mod faults;
 mod handover;
 mod input;
 mod large;
@@ -18,6 +20,7 @@ mod published;
 mod second;
 mod small;
 mod strangers;
+mod undeploy;
 mod upgrades;
 mod world;
 
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         world.scenario("agents_are_on_every_node", large::agents_are_on_every_node),
         world.scenario("the_image_is_small", large::the_image_is_small),
         world.scenario("an_idle_agent_is_small", large::an_idle_agent_is_small),
+        world.scenario("diag_tells_no_secrets", diag::diag_tells_no_secrets),
         world.scenario("plan_changes_nothing", input::plan_changes_nothing),
         world.scenario("bad_bundles_are_refused", input::bad_bundles_are_refused),
         world.scenario("a_downgrade_is_refused", input::a_downgrade_is_refused),
@@ -46,19 +50,27 @@ fn main() -> ExitCode {
         world.scenario("the_same_bundle_again_is_nothing_to_do", upgrades::the_same_bundle_again_is_nothing_to_do),
         world.scenario("another_runc_is_an_upgrade_and_can_be_taken_back", upgrades::another_runc),
         world.scenario("an_engine_that_fails_is_rolled_back", upgrades::an_engine_that_fails_is_rolled_back),
-        world.scenario("held_drained_while_the_coordinator_is_killed", upgrades::held_drained_while_killed),
-        world.scenario("a_second_coordinator_takes_over", second::a_second_coordinator_takes_over),
-        world.scenario("an_owner_that_is_cut_off_is_replaced", second::an_owner_that_is_cut_off_is_replaced),
         world.scenario("strangers_are_refused", strangers::strangers_are_refused),
         world.scenario("nodes_that_cannot_follow_are_named", small::nodes_that_cannot_follow_are_named),
         world.scenario("no_quorum_is_refused", small::no_quorum_is_refused),
         world.scenario("a_lone_manager_needs_a_word", small::a_lone_manager_needs_a_word),
-        world.scenario("every_way_of_handing_over_works", handover::every_way_of_handing_over_works),
+        world.scenario("an_agent_killed_while_staging", faults::an_agent_killed_while_staging),
+        world.scenario("an_executor_killed_before_the_permit", faults::an_executor_killed_before_the_permit),
+        world.scenario("a_node_that_joins_in_the_middle", faults::a_node_that_joins_in_the_middle),
+        world.scenario("agents_updated_in_the_middle", faults::agents_updated_in_the_middle),
         // Without the agents of the scenarios before: a reader of the README has none.
         world.scenario("the_published_image_runs_from_a_registry", published::the_published_image_runs_from_a_registry),
     ];
     if std::env::var_os("REQUEEN_E2E_LONG").is_some() {
-        trials.push(world.scenario("two_builds_are_one_image", published::two_builds_are_one_image));
+        trials.extend([
+            world.scenario("held_drained_while_the_coordinator_is_killed", upgrades::held_drained_while_killed),
+            world.scenario("every_way_of_handing_over_works", handover::every_way_of_handing_over_works),
+            // The last one on the small swarm: what it needs, the others have installed, and afterwards all of it is gone.
+            world.scenario("undeploy_leaves_nothing", undeploy::undeploy_leaves_nothing),
+            world.scenario("a_second_coordinator_takes_over", second::a_second_coordinator_takes_over),
+            world.scenario("an_owner_that_is_cut_off_is_replaced", second::an_owner_that_is_cut_off_is_replaced),
+            world.scenario("two_builds_are_one_image", published::two_builds_are_one_image),
+        ]);
     }
     let conclusion = libtest_mimic::run(&args, trials);
     world.close();

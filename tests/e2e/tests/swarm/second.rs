@@ -19,7 +19,7 @@ use crate::world::{World, bundle};
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// How long the owner may be silent here: tests don't wait for a minute and a half.
-const PATIENCE: &str = "10s";
+const PATIENCE: &str = "25s";
 
 /// The nodes of these rollouts.
 const WORKERS: [&str; 2] = ["w1", "w2"];
@@ -41,6 +41,7 @@ pub(crate) fn a_second_coordinator_takes_over(world: &World) -> Result<()> {
     wait_for(second, "w1 done", |status| step(status, "w1") == "done")?;
 
     product::start_coordinator(first)?;
+    wait_for_agents(first)?;
     wait_for_log(first, &["standby", "m2"])?;
     ensure!(status(first)?["rollout"]["owner"] == "m2", "the first one does not name the owner");
 
@@ -94,6 +95,7 @@ pub(crate) fn an_owner_that_is_cut_off_is_replaced(world: &World) -> Result<()> 
         kill_coordinator(node)?;
     }
     wait_for(first, "a rollout without a record", |status| status["without_record"][0] == id.as_str())?;
+    wait_for_agents(first)?;
     requeen_ok(first, &["resume"])?;
     wait_for_end(first)?;
     second.docker(&["rm", "--force", product::COORDINATOR])?;
@@ -102,9 +104,15 @@ pub(crate) fn an_owner_that_is_cut_off_is_replaced(world: &World) -> Result<()> 
 
 /// Starts a coordinator that loses patience soon, and the CLI beside it.
 fn stand_by(node: &Node) -> Result<()> {
+    // What a scenario before may have left.
+    node.exec(&["docker", "rm", "--force", product::COORDINATOR])?;
     product::start_coordinator_with(node, &[], &["--take-over-after", PATIENCE])?;
     product::install_cli(node)?;
-    // Every agent finds it by itself.
+    wait_for_agents(node)
+}
+
+/// Every agent finds a coordinator by itself.
+fn wait_for_agents(node: &Node) -> Result<()> {
     wait_for(node, "the word of every agent", |status| {
         let nodes = status["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
         nodes.len() == 5 && nodes.iter().all(|node| !node["agent"].is_null())

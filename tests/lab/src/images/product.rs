@@ -1,6 +1,7 @@
 //! The product's image: as its users build it, or faster, from binaries that this machine built.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -16,6 +17,10 @@ pub const PRODUCT: &str = "requeen:dev";
 
 /// The product's binaries.
 pub(crate) const BINARIES: [&str; 2] = ["agent", "coordinator"];
+
+/// The package whose program is both, and the feature that makes it so.
+const COORDINATOR: &str = "requeen-coordinator";
+const WITH_AGENT: &str = "requeen-coordinator/with-agent";
 
 /// The packages that they are built from.
 pub const PACKAGES: [&str; 2] = ["requeen-agent", "requeen-coordinator"];
@@ -74,24 +79,20 @@ pub fn product_from_machine(profile: &str, features: &[&str]) -> Result<&'static
     tracing::info!(profile, "build the product's binaries");
     let mut cargo = Command::new("cargo");
     cargo.args(["build", "--locked", "--quiet", "--profile", profile]).current_dir(&repository);
-    for package in PACKAGES {
-        cargo.args(["--package", package]);
-    }
-    if !features.is_empty() {
-        cargo.arg("--features").arg(features.join(","));
-    }
+    let features = [&[WITH_AGENT], features].concat();
+    cargo.args(["--package", COORDINATOR, "--features", &features.join(",")]);
     without_own_package(&mut cargo);
     command::inherit_ok(&mut cargo)?;
     let work =
         tempfile::tempdir_in(cache::folder("images")?).map_err(Error::file("create a folder in", "the cache"))?;
-    for binary in BINARIES {
-        let from = built(&repository, profile, binary)?;
-        fs::copy(&from, work.path().join(binary)).map_err(Error::file("copy", &from))?;
-    }
-    let dockerfile = format!(
-        "FROM scratch\nCOPY {} /usr/local/bin/\nENV PATH=/usr/local/bin\nLABEL {LABEL}=product\n",
-        BINARIES.join(" ")
-    );
+    let folder = work.path().join("bin");
+    fs::create_dir(&folder).map_err(Error::file("create", &folder))?;
+    let [agent, coordinator] = BINARIES;
+    let from = built(&repository, profile, coordinator)?;
+    fs::copy(&from, folder.join(coordinator)).map_err(Error::file("copy", &from))?;
+    symlink(coordinator, folder.join(agent)).map_err(Error::file("link", &folder))?;
+    let dockerfile =
+        format!("FROM scratch\nCOPY bin/ /usr/local/bin/\nENV PATH=/usr/local/bin\nLABEL {LABEL}=product\n");
     let file = work.path().join("Dockerfile");
     fs::write(&file, dockerfile).map_err(Error::file("write", &file))?;
     build(work.path(), PRODUCT)?;

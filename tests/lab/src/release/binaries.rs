@@ -57,7 +57,10 @@ impl Binaries {
             let from = format!("{}:/{PLACE}/{binary}", container.0);
             let to = folder.join(binary);
             docker(&["cp".as_ref(), from.as_ref(), to.as_os_str()])?;
-            fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).map_err(Error::file("change", &to))?;
+            // A link may lead to one that comes later, whose mode counts.
+            if !to.is_symlink() {
+                fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).map_err(Error::file("change", &to))?;
+            }
         }
         Self::at(folder)
     }

@@ -116,6 +116,11 @@ fn lay_out(binaries: &Binaries, place: &Path) -> Result<()> {
     fs::create_dir_all(place).map_err(Error::file("create", place))?;
     for (name, file) in binaries.files() {
         let to = place.join(name);
+        // One of them may be another name of the other.
+        if let Ok(target) = fs::read_link(&file) {
+            std::os::unix::fs::symlink(&target, &to).map_err(Error::file("link", &to))?;
+            continue;
+        }
         fs::copy(&file, &to).map_err(Error::file("copy", &file))?;
         fs::set_permissions(&to, std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .map_err(Error::file("change", &to))?;

@@ -1,0 +1,261 @@
+//! Faults in the middle of a rollout: a process that dies, a node that comes, agents that are replaced. The rollout goes
+//! on by itself.
+//!
+//! They happen on the small swarm. Its worker gets the engine that it has with another runc, and gives it back, so that
+//! every engine is left as it was found.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use e2e::bundles;
+use lab::engines::Bundle;
+use lab::images::PRODUCT;
+use lab::{Node, Suite, product, wait};
+use serde_json::Value;
+
+use crate::operator::{requeen, requeen_ok, status, wait_for_end, wait_for_node};
+use crate::small::Small;
+use crate::world::{World, bundle};
+
+/// How long anything here may take until it is seen.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// A service whose task does not end when it is told to: the first process of a container ignores what it has no
+/// handler for. Its node is not empty before the grace period is over.
+const STUBBORN: &str = "stubborn";
+
+/// See [`STUBBORN`].
+const GRACE: &str = "10s";
+
+/// The worker, by name.
+const WORKER: &str = "w1";
+
+/// Runs a scenario, and then ends what it left open and takes back what it changed, whether it holds or not.
+fn and_back(small: &Small, run: impl FnOnce() -> Result<()>) -> Result<()> {
+    let ran = run();
+    let back = (|| {
+        let (first, worker) = (small.first()?, small.worker()?);
+        // Most scenarios have made none.
+        first.exec(&["docker", "service", "rm", STUBBORN])?;
+        let phase = status(first)?.pointer("/rollout/phase").and_then(Value::as_str).map(str::to_owned);
+        if phase.is_some_and(|phase| phase != "ended") {
+            requeen_ok(first, &["abort"])?;
+            wait_for_end(first)?;
+        }
+        if runc(worker)? == bundles::sha256(&other_runc(&base(worker)?)?) {
+            requeen_ok(first, &["rollback"])?;
+        }
+        anyhow::Ok(())
+    })();
+    ran.and(back)
+}
+
+/// The bundle of the engine that a node runs.
+fn base(node: &Node) -> Result<Bundle> {
+    let version = node.engine_version()?;
+    for suite in [Suite::Trixie, Suite::Bookworm, Suite::Sid] {
+        let known = bundle(suite)?;
+        if known.version == version {
+            return Ok(known);
+        }
+    }
+    Err(anyhow!("{node} runs {version}, of which there is no bundle"))
+}
+
+/// A runc that works like the bundle's: what follows a program in its file is nobody's business.
+fn other_runc(base: &Bundle) -> Result<Vec<u8>> {
+    let mut runc = bundles::content(&base.path, "runc")?;
+    runc.extend_from_slice(b"another");
+    Ok(runc)
+}
+
+/// Puts the bundle of the worker's engine with another file on the manager, and returns its path there.
+fn changed(small: &Small, file: &str, content: &[u8]) -> Result<String> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("changed.tgz");
+    bundles::replaced(&base(small.worker()?)?.path, file, content, &path)?;
+    let place = format!("/root/another-{file}.tgz");
+    small.first()?.copy_in(&path, &place)?;
+    Ok(place)
+}
+
+/// The bundle with another runc, on the manager.
+fn with_other_runc(small: &Small) -> Result<String> {
+    changed(small, "runc", &other_runc(&base(small.worker()?)?)?)
+}
+
+/// The digest of a node's runc.
+fn runc(node: &Node) -> Result<String> {
+    Ok(node.sh("sha256sum < $(command -v runc) | cut -c1-64")?.trimmed().to_owned())
+}
+
+/// The process of the agent's task on a node; none while there is none.
+fn agent(node: &Node) -> Result<String> {
+    Ok(node.exec(&["pgrep", "--exact", "agent"])?.trimmed().to_owned())
+}
+
+/// When a node's engine was started.
+fn engine_start(node: &Node) -> Result<String> {
+    Ok(node.sh("systemctl show --property ExecMainStartTimestampMonotonic --value docker")?.trimmed().to_owned())
+}
+
+/// The executor's process on a node; 0 while there is none.
+fn executor(node: &Node) -> Result<u32> {
+    let pid = node.sh("systemctl show --property MainPID --value requeen-executor.service")?;
+    Ok(pid.trimmed().parse()?)
+}
+
+/// Waits on a manager, without a pause to speak of, until what `status --json` prints has this in it.
+fn wait_for_words(manager: &Node, words: &str) -> Result<()> {
+    let script = format!("until requeen status --json | grep --quiet --fixed-strings '{words}'; do sleep 0.05; done");
+    let limit = LIMIT.as_secs().to_string();
+    let output = manager.exec(&["timeout", &limit, "sh", "-c", &script])?;
+    ensure!(output.success(), "{words} was never seen: {}", output.stderr);
+    Ok(())
+}
+
+/// Waits until the node of this ID or name is shown like that.
+fn wait_for_shown(manager: &Node, what: &str, node: &str, seen: impl Fn(&Value) -> bool) -> Result<()> {
+    let waited = wait::until_true(what, LIMIT, || {
+        let output = product::requeen(manager, &["status", "--json"])?;
+        let status: Value = serde_json::from_str(&output.stdout).unwrap_or_default();
+        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+        let found = nodes.into_iter().find(|shown| shown["id"] == node || shown["hostname"] == node);
+        Ok(match found {
+            Some(shown) if seen(&shown) => Ok(()),
+            Some(shown) => Err(shown.to_string()),
+            None => Err(format!("{node} is not listed; {}", output.stderr)),
+        })
+    });
+    Ok(waited?)
+}
+
+/// Staged, and waiting for the operator's word.
+fn waits_for_grant(shown: &Value) -> bool {
+    let why = shown["why"].as_str().unwrap_or_default();
+    shown["step"]["step"] == "waiting" && shown["agent"]["state"] == "staged" && why.contains("grant")
+}
+
+fn upgraded(shown: &Value) -> bool {
+    shown["step"]["step"] == "done" && shown["step"]["outcome"] == "upgraded"
+}
+
+/// The agent is killed while it stages; the swarm starts another one, which goes on where the first one was.
+pub(crate) fn an_agent_killed_while_staging(world: &World) -> Result<()> {
+    let small = world.small()?;
+    let (first, worker) = (small.first()?, small.worker()?);
+    small.with_agents()?;
+    // Not what others have staged: that would be done in an instant.
+    let mut content = other_runc(&base(worker)?)?;
+    content.extend_from_slice(b" again");
+    let place = changed(small, "runc", &content)?;
+    let before = agent(worker)?;
+    ensure!(!before.is_empty(), "there is no agent on {worker}");
+    let output = thread::scope(|scope| {
+        let plan = scope.spawn(|| requeen(first, &["plan", "--bundle", &place, "--only", WORKER]));
+        let killed =
+            wait_for_words(first, r#""state": "staging""#).and_then(|()| Ok(worker.sh(&format!("kill -9 {before}"))?));
+        let output = plan.join().map_err(|_| anyhow!("the plan's thread panicked"))?;
+        killed?;
+        output
+    })?;
+    ensure!(output.success(), "exit {}", output.status);
+    ensure!(output.stdout.contains("runc"), "the plan does not name what changes:\n{}", output.stdout);
+    let after = agent(worker)?;
+    ensure!(!after.is_empty() && after != before, "the agent was not killed: {before}, now {after}");
+    Ok(())
+}
+
+/// The executor is killed while its node is being emptied; systemd starts another one, which still holds the lease.
+pub(crate) fn an_executor_killed_before_the_permit(world: &World) -> Result<()> {
+    let small = world.small()?;
+    let (first, worker) = (small.first()?, small.worker()?);
+    small.with_agents()?;
+    let place = with_other_runc(small)?;
+    and_back(small, || {
+        let mut service = vec!["service", "create", "--detach", "--no-resolve-image", "--name", STUBBORN];
+        service.extend(["--constraint", "node.hostname==w1", "--stop-grace-period", GRACE]);
+        service.extend([PRODUCT, "coordinator", "--socket", "/nowhere", "status", "--watch"]);
+        first.docker(&service)?;
+        product::wait_for_service(first, STUBBORN, 1, LIMIT)?;
+        let (started, old) = (engine_start(worker)?, runc(worker)?);
+
+        requeen_ok(first, &["upgrade", "--bundle", &place, "--only", WORKER, "--detach"])?;
+        wait_for_words(first, r#""work": "emptying""#)?;
+        let killed = executor(worker)?;
+        ensure!(killed != 0, "there is no executor on {worker}");
+        worker.sh(&format!("kill -9 {killed}"))?;
+        ensure!(engine_start(worker)? == started && runc(worker)? == old, "it was killed too late");
+        wait::until_true("another executor", LIMIT, || {
+            let now = executor(worker).unwrap_or_default();
+            Ok(if now != 0 && now != killed { Ok(()) } else { Err(format!("process {now}, killed was {killed}")) })
+        })?;
+
+        wait_for_end(first)?;
+        wait_for_shown(first, "the upgraded worker", WORKER, upgraded)?;
+        ensure!(runc(worker)? == bundles::sha256(&other_runc(&base(worker)?)?), "{worker} has not got its runc");
+        ensure!(engine_start(worker)? != started, "the engine was not restarted");
+        Ok(())
+    })
+}
+
+/// A node leaves before its lease, and comes back as another one: the rollout takes it in.
+pub(crate) fn a_node_that_joins_in_the_middle(world: &World) -> Result<()> {
+    let small = world.small()?;
+    let (lab, first, worker) = (small.lab(), small.first()?, small.worker()?);
+    small.with_agents()?;
+    let place = with_other_runc(small)?;
+    and_back(small, || {
+        let old = worker.node_id()?;
+        let upgrade = ["upgrade", "--bundle", &place, "--manual", "--detach", "--accept-control-plane-outage"];
+        requeen_ok(first, &upgrade)?;
+        wait_for_shown(first, "the old node waiting for its grant", &old, waits_for_grant)?;
+
+        let token = first.docker(&["swarm", "join-token", "--quiet", "worker"])?;
+        worker.docker(&["swarm", "leave"])?;
+        wait_for_node(lab, first, &old, "down", LIMIT)?;
+        first.docker(&["node", "rm", "--force", &old])?;
+        let (own, peer) = (worker.ip().to_string(), format!("{}:2377", first.ip()));
+        worker.docker(&["swarm", "join", "--advertise-addr", &own, "--token", token.trimmed(), &peer])?;
+        let new = worker.node_id()?;
+        ensure!(new != old, "{worker} is still {old}");
+
+        wait_for_shown(first, "the new node waiting for its grant", &new, waits_for_grant)?;
+        // Managers go first, unless an operator says otherwise.
+        requeen_ok(first, &["grant", WORKER, "--force", "--yes"])?;
+        wait_for_shown(first, "the new node upgraded", &new, upgraded)?;
+        ensure!(runc(worker)? == bundles::sha256(&other_runc(&base(worker)?)?), "{worker} has not got its runc");
+        let shown = status(first)?;
+        let nodes = shown["nodes"].as_array().context("no nodes")?;
+        ensure!(nodes.iter().all(|node| node["id"] != old.as_str()), "{old} is still listed: {shown}");
+        Ok(())
+    })
+}
+
+/// The agents are replaced while a node waits for its lease: the new one knows what the old one has staged.
+pub(crate) fn agents_updated_in_the_middle(world: &World) -> Result<()> {
+    let small = world.small()?;
+    let (first, worker) = (small.first()?, small.worker()?);
+    small.with_agents()?;
+    let place = with_other_runc(small)?;
+    and_back(small, || {
+        let before = agent(worker)?;
+        requeen_ok(first, &["upgrade", "--bundle", &place, "--only", WORKER, "--manual", "--detach"])?;
+        wait_for_shown(first, "the node waiting for its grant", WORKER, waits_for_grant)?;
+        first.docker(&["service", "update", "--detach", "--force", product::AGENTS])?;
+        wait::until_true("another agent", LIMIT, || {
+            let now = agent(worker).unwrap_or_default();
+            Ok(if !now.is_empty() && now != before { Ok(()) } else { Err(format!("process {now:?}")) })
+        })?;
+        wait_for_shown(first, "the new agent's word", WORKER, |shown| {
+            waits_for_grant(shown) && shown["silent_secs"] == 0
+        })?;
+
+        requeen_ok(first, &["grant", WORKER])?;
+        wait_for_end(first)?;
+        wait_for_shown(first, "the upgraded worker", WORKER, upgraded)?;
+        ensure!(runc(worker)? == bundles::sha256(&other_runc(&base(worker)?)?), "{worker} has not got its runc");
+        Ok(())
+    })
+}
