@@ -636,7 +636,8 @@ proptest! {
     }
 }
 
-/// Events without take-overs and lost records, which have a test of their own: [`every_interleaving_keeps_the_order`].
+/// Events without take-overs and lost records. [`every_interleaving_keeps_the_order`] has these, but no nodes that are
+/// released or come and go: with both, a node can stay in work though the slot is free, which is open.
 const KINDS_OF_ITS_OWN: u8 = 6;
 
 /// After so many rounds nothing is left to happen: a node takes ten, and one more for each task that leaves it.

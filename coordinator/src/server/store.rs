@@ -34,6 +34,14 @@ pub(crate) enum StoreError {
         /// Why.
         source: io::Error,
     },
+    /// A bundle that was kept elsewhere can't be opened.
+    #[error("can't read the kept bundle {path}")]
+    Kept {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The folder or a file in it can't be removed.
     #[error("can't remove the bundles in {dir}")]
     Remove {
@@ -82,6 +90,7 @@ impl StoreError {
             StoreError::Inspect(error) => Some(error.hint()),
             StoreError::TooLong => Some("a bundle is Docker's static tarball, as published".to_owned()),
             StoreError::Write { .. }
+            | StoreError::Kept { .. }
             | StoreError::Remove { .. }
             | StoreError::Random(_)
             | StoreError::Receive { .. }
@@ -192,8 +201,7 @@ async fn receive(
 
 /// Puts a bundle that this host's agent keeps into the coordinator's own folder, if it is the right one.
 pub(crate) async fn adopt(dir: &Path, kept: &Path, wanted: &Digest) -> Result<(), StoreError> {
-    let write = |source| StoreError::Write { dir: dir.to_owned(), source };
-    let file = File::open(kept).await.map_err(write)?;
+    let file = File::open(kept).await.map_err(|source| StoreError::Kept { path: kept.to_owned(), source })?;
     let body = ReaderStream::new(file).map(|chunk| chunk.map_err(axum::Error::new));
     store(dir, std::pin::pin!(body), None, Some(wanted)).await.map(drop)
 }
