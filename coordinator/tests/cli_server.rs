@@ -393,20 +393,27 @@ fn nothing_to_do_is_success() {
 
 #[test]
 fn force_is_not_taken_without_a_word() {
-    let script = || Script { answer: Some(Ok(json!({}))), statuses: story(), asked: vec![] };
+    let error = "node w1 can't have a lease now: managers go first: m1".to_owned();
+    let failure = Failure { kind: FailureKind::Refused, error, hint: Some("wait".to_owned()) };
+    let script = || Script { answer: Some(Err(failure.clone())), ..Script::default() };
     let server = Server::new(script());
     insta::assert_snapshot!(server.says(&["grant", "w1", "--force"]), @"
     exit: 2
     --- stdout
     --- stderr
-    note: --force grants w1 its lease whatever the order of nodes, the number of workers in work and the quorum of the managers say
-    error: not confirmed: --force grants w1 its lease whatever the order of nodes, the number of workers in work and the quorum of the managers say
+    note: node w1 can't have a lease now: managers go first: m1; --force overrides the order of nodes, the number at work, the quorum and `--not-after`
+    error: not confirmed: node w1 can't have a lease now: managers go first: m1; --force overrides the order of nodes, the number at work, the quorum and `--not-after`
     hint: say yes on a terminal, or give --yes
     ");
-    assert_eq!(server.asked(), Vec::<String>::new());
+    let [asked, forced] = [false, true].map(|force| format!(r#"POST /grant {{"node":"w1","force":{force}}}"#));
+    assert_eq!(server.asked(), std::slice::from_ref(&asked));
     let server = Server::new(script());
-    assert!(server.says(&["grant", "w1", "--force", "--yes"]).starts_with("exit: 0\n"));
-    assert_eq!(server.asked(), [r#"POST /grant {"node":"w1","force":true}"#]);
+    server.says(&["grant", "w1", "--force", "--yes"]);
+    assert_eq!(server.asked(), [asked.clone(), forced]);
+    // Nothing speaks against it.
+    let server = Server::new(Script { answer: Some(Ok(json!({}))), ..Script::default() });
+    assert!(server.says(&["grant", "w1", "--force"]).starts_with("exit: 0\n"));
+    assert_eq!(server.asked(), [asked]);
 }
 
 #[test]
