@@ -164,6 +164,12 @@ impl Hub {
         }
     }
 
+    /// Drops what all agents said until now: each has to speak again.
+    pub fn forget_reports(&self) {
+        self.held().agents.clear();
+        self.bump();
+    }
+
     /// Holds the open rollout as recorded, for orders.
     pub fn set_rollout(&self, rollout: Option<Driven>) {
         self.set(|held| &mut held.rollout, rollout);
@@ -400,6 +406,21 @@ mod tests {
         assert_eq!(hub.agents()[&said.node].silent_secs, 0, "heard until the request ended");
         secs.store(17, Ordering::SeqCst);
         assert_eq!(hub.agents()[&said.node].silent_secs, 7);
+    }
+
+    #[test]
+    fn what_was_forgotten_has_to_be_said_again() {
+        let (hub, secs) = hub();
+        let said = report(Speaker::Executor, NodeState::Idle);
+        hub.report(said.clone());
+        let open = hub.connected(&said);
+        hub.forget_reports();
+        assert!(hub.agents().is_empty());
+        drop(open);
+        assert!(hub.agents().is_empty(), "the end of a request is no word");
+        hub.report(said.clone());
+        secs.store(3, Ordering::SeqCst);
+        assert_eq!(hub.agents()[&said.node].silent_secs, 3);
     }
 
     #[test]

@@ -251,6 +251,10 @@ impl Ops {
         let turn = self.turn.lock().await;
         record::create(&docker, &rollout).await?;
         tracing::warn!(rollout = %rollout.request.id, epoch = rollout.owner.epoch, "the record was made again");
+        if self.last_open().is_none() {
+            // It says what agents said, and they may be further by now: no step is taken on a word older than the record.
+            self.hub.forget_reports();
+        }
         self.hold(&rollout);
         drop(turn);
         self.status().await

@@ -66,10 +66,14 @@ fn over(rollout: &Rollout, observed: &Observed, id: &NodeId, entry: &Entry) -> O
     }
 }
 
+/// Whether the rollout is for any node that joins, this one included.
+pub(super) fn takes_in(rollout: &Rollout, id: &NodeId) -> bool {
+    rollout.request.scope_all && !rollout.request.excluded.contains(id)
+}
+
 /// Why a node of the swarm is not taken into the rollout, unless it is.
 fn outside(rollout: &Rollout, agent: Option<&AgentView>, node: &NodeView) -> Option<WaitingFor> {
-    let request = &rollout.request;
-    if !request.scope_all || request.excluded.contains(&node.id) {
+    if !takes_in(rollout, &node.id) {
         return Some(WaitingFor::OutOfScope);
     }
     match agent {

@@ -292,11 +292,16 @@ fn advance(
         }
     }
     // Before the stop, an abort takes the lease back.
-    let untouched = matches!(work, Work::Granted | Work::Draining | Work::Emptying | Work::Linking);
-    // A record that was made again from what nodes said may be behind a node.
+    let untouched = match work {
+        Work::Granted | Work::Draining | Work::Emptying | Work::Linking => true,
+        // A permit that never arrived: it is good under its lease alone.
+        Work::Permitted { .. } => lapsed(agent),
+        Work::Settling | Work::SwitchingBack { .. } | Work::Withdrawing => false,
+    };
+    // A record that was made again from what nodes said may be behind a node: it is too late for a withdrawal then.
     let state = &agent.report.state;
     let further = matches!(state, NodeState::Swapping { .. } | NodeState::Running { .. } | NodeState::Upgraded { .. });
-    if untouched && further && state.lease() == Some(&lease.id) {
+    if (untouched || *work == Work::Withdrawing) && further && state.lease() == Some(&lease.id) {
         return to(Work::Permitted { permit: PermitId(format!("{}.stop", lease.id)), index: 0 });
     }
     if untouched && rollout.phase == Phase::Aborting {
@@ -416,7 +421,9 @@ fn permitted(rollout: &Rollout, agent: &AgentView, node: &NodeView, index: u64, 
 
 /// Whether the executor says that it holds no lease any more.
 fn lapsed(agent: &AgentView) -> bool {
-    agent.report.speaker == Speaker::Executor && matches!(agent.report.state, NodeState::Staged { .. })
+    agent.silent_secs <= SILENT_SECS
+        && agent.report.speaker == Speaker::Executor
+        && matches!(agent.report.state, NodeState::Staged { .. })
 }
 
 fn silent_or(agent: &AgentView, why: WaitingFor) -> WaitingFor {

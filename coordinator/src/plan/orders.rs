@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use requeen_protocol::{NodeId, NodeState, Order, Report, RolloutId, StopPermit, Target};
 
+use super::joins;
 use super::model::{Availability, PERMIT_SECS, Phase, Rollout, Step, Work};
 use super::rebuild::Memo;
 
@@ -88,6 +89,10 @@ pub fn order_for(knows: Knows<'_>, report: &Report, state_secs: u64) -> Order {
     if let Some(rollout) = open {
         return match rollout.nodes.get(&report.node) {
             Some(entry) => in_rollout(rollout, &entry.step, report),
+            // The host may have been in the rollout already, as another node: what it staged then is as good.
+            None if joins::takes_in(rollout, &report.node) && report.state.rollout() == Some(&rollout.request.id) => {
+                wait("the rollout is about to take this node in")
+            }
             None => forget_or_wait("this node is not in the rollout's scope"),
         };
     }

@@ -139,6 +139,8 @@ struct Host {
     used_permits: BTreeSet<String>,
     max_epoch: u64,
     memo: Option<String>,
+    /// Whether an executor speaks for it though it holds no lease.
+    executor: bool,
 }
 
 impl Host {
@@ -151,7 +153,12 @@ impl Host {
             used_permits: BTreeSet::new(),
             max_epoch: 0,
             memo: None,
+            executor: false,
         }
+    }
+
+    fn holds_lease(&self) -> bool {
+        matches!(self.state, NodeState::Leased { .. } | NodeState::Linked { .. })
     }
 }
 
@@ -207,7 +214,9 @@ impl World {
     }
 
     fn lose(&mut self, id: &NodeId) {
-        self.observed.agents.get_mut(id).expect("an agent").silent_secs = super::SILENT_SECS + 1;
+        if let Some(agent) = self.observed.agents.get_mut(id) {
+            agent.silent_secs = super::SILENT_SECS + 1;
+        }
         self.lost = Some(id.clone());
         // It is so for longer than the swarm takes to notice.
         self.swarm_hears(id);
@@ -216,7 +225,7 @@ impl World {
     /// The operator's word that the lost node's slot is free, where the planner allows it.
     fn release(&mut self, id: &NodeId) {
         let entry = self.rollout.nodes.get_mut(id).expect("a node of the rollout");
-        if freed::may_free(entry, &self.observed, id, 0).is_ok() {
+        if freed::may_free(entry, &self.observed, id, super::SILENT_SECS + 1).is_ok() {
             entry.step = freed::freed(entry, self.observed.nodes.get(id), 0);
             entry.times.push((entry.step.name().to_owned(), 0));
         }
@@ -224,7 +233,9 @@ impl World {
 
     /// The lost node wakes up where it was; a lease that it held before the stop has run out meanwhile.
     fn find(&mut self, id: &NodeId) {
-        self.observed.agents.get_mut(id).expect("an agent").silent_secs = 0;
+        if let Some(agent) = self.observed.agents.get_mut(id) {
+            agent.silent_secs = 0;
+        }
         self.lost = None;
         let host = self.hosts.get_mut(id).expect("a host");
         if matches!(host.state, NodeState::Leased { .. } | NodeState::Linked { .. }) {
@@ -236,7 +247,7 @@ impl World {
     fn event(&mut self, kind: u8, at: u8) {
         let ids: Vec<_> = self.hosts.keys().cloned().collect();
         let id = &ids[at as usize % ids.len()];
-        match kind % 8 {
+        match kind % 9 {
             0 => self.coordinate(),
             1 => self.call_home(id),
             2 => self.act(id),
@@ -244,9 +255,18 @@ impl World {
             4 => self.tasks_leave(id, at),
             5 => self.tasks_start(),
             6 => self.take_over(id),
+            7 => self.lease_runs_out(id),
             _ => self.lose_record(),
         }
         self.check();
+    }
+
+    /// The executor has heard nothing for too long.
+    fn lease_runs_out(&mut self, id: &NodeId) {
+        let host = self.hosts.get_mut(id).expect("a host");
+        if host.holds_lease() {
+            (host.state, host.executor) = (staged(&self.rollout.request.id), true);
+        }
     }
 
     /// Another coordinator drives from here on; what the one before has said is still under way.
@@ -259,7 +279,8 @@ impl World {
 
     /// Somebody removes the record, and the operator has it made again.
     fn lose_record(&mut self) {
-        let staged = self.observed.agents.values().all(|agent| agent.report.state.rollout().is_some());
+        let all_heard = self.observed.agents.keys().eq(self.hosts.keys());
+        let staged = all_heard && self.observed.agents.values().all(|agent| agent.report.state.rollout().is_some());
         // Who was released, has joined or has left is what the operator looks after.
         let same = self.lost.is_none() && self.hosts.keys().eq(self.rollout.nodes.keys());
         let left_alone = |entry: &Entry| entry.joined || entry.times.iter().any(|(step, _)| step == "failed");
@@ -269,6 +290,8 @@ impl World {
             if let Some(again) = rebuild::rebuild(&self.observed, &id, epoch, Timestamp::UNIX_EPOCH) {
                 assert_eq!(again.nodes.len(), self.rollout.nodes.len(), "a node was lost with the record");
                 self.rollout = again;
+                // What they said until now may be older than what they do: each has to speak once more.
+                self.observed.agents.clear();
             }
         }
     }
@@ -359,6 +382,7 @@ impl World {
         view.report.state = host.state.clone();
         view.report.memo = host.memo.clone();
         view.report.speaker = match host.state {
+            NodeState::Staged { .. } if host.executor => Speaker::Executor,
             NodeState::Idle
             | NodeState::Staging { .. }
             | NodeState::Staged { .. }
@@ -427,14 +451,21 @@ impl World {
         match order {
             Order::Wait { .. } | Order::Standby { .. } | Order::Forget { .. } => {}
             Order::Clean { .. } => panic!("{id}: cleaned in the middle of a rollout"),
-            Order::Stage { rollout, .. } => host.state = staged(&rollout),
+            Order::Stage { rollout, .. } if matches!(host.state, NodeState::Idle) => host.state = staged(&rollout),
+            // Nothing renews the lease of an executor that holds one: it runs out.
+            Order::Stage { rollout, .. } if host.holds_lease() => {
+                (host.state, host.executor) = (staged(&rollout), true);
+            }
+            Order::Withdraw { .. } if host.holds_lease() => host.state = staged(&rollout),
+            // It is so already, or the node is further and refuses.
+            Order::Stage { .. } | Order::Withdraw { .. } => {}
             Order::Hold { lease, memo } => {
                 host.memo = Some(memo);
                 if matches!(host.state, NodeState::Staged { .. } | NodeState::Leased { .. }) {
                     host.state = NodeState::Leased { rollout, lease: lease.id, task_containers: tasks };
                 }
             }
-            Order::Link { lease } if matches!(host.state, NodeState::Leased { .. } | NodeState::Linked { .. }) => {
+            Order::Link { lease } if host.holds_lease() => {
                 host.state = NodeState::Linked { rollout, lease: lease.id, task_containers: tasks }
             }
             Order::Stop { permit } if matches!(host.state, NodeState::Linked { .. }) => {
@@ -444,8 +475,10 @@ impl World {
                 host.state =
                     NodeState::Swapping { rollout, lease: permit.lease.id, phase: SwapPhase::Stopping, waiting: None };
             }
-            // The node is further, or back where it began: refused.
-            Order::Link { .. } | Order::Stop { .. } => {}
+            // The node is further and refuses. Where it is back at its beginning, an executor is started and says so.
+            Order::Link { .. } | Order::Stop { .. } => {
+                host.executor = host.executor || matches!(host.state, NodeState::Staged { .. });
+            }
             Order::Settle { lease } => {
                 host.state = NodeState::Upgraded { rollout, lease: lease.id, engine_down_ms: 1000, set: digest() };
             }
@@ -454,7 +487,6 @@ impl World {
                 host.state =
                     NodeState::RolledBack { rollout, lease: lease.id, reason, engine_down_ms: 1000, log: Vec::new() };
             }
-            Order::Withdraw { .. } => host.state = staged(&rollout),
         }
     }
 
@@ -636,10 +668,6 @@ proptest! {
     }
 }
 
-/// Events without take-overs and lost records. [`every_interleaving_keeps_the_order`] has these, but no nodes that are
-/// released or come and go: with both, a node can stay in work though the slot is free, which is open.
-const KINDS_OF_ITS_OWN: u8 = 6;
-
 /// After so many rounds nothing is left to happen: a node takes ten, and one more for each task that leaves it.
 const ENOUGH: u32 = 120;
 
@@ -659,7 +687,7 @@ proptest! {
         let mut world = World::new(3, 2, policy(managers, 1), &placement, None);
         some(&mut world, first);
         for (kind, at) in events {
-            world.event(kind % KINDS_OF_ITS_OWN, at);
+            world.event(kind, at);
         }
         // Mostly one that is in work.
         let in_work = world.rollout.nodes.iter().find(|(_, entry)| entry.step.in_work()).map(|(id, _)| id);
@@ -728,7 +756,7 @@ proptest! {
                 }
                 world.check();
             }
-            world.event(kind % KINDS_OF_ITS_OWN, at);
+            world.event(kind, at);
         }
         run(&mut world, &[]);
         match &world.rollout.phase {

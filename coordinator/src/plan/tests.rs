@@ -162,19 +162,48 @@ fn a_stop_needs_a_drained_and_empty_node() {
 
 #[test]
 fn a_lapsed_lease_is_granted_anew_under_another_name() {
-    let (nodes, mut observed, mut rollout) = swarm(&["m1", "m2", "m3"]);
-    let id = nodes[1].id.clone();
-    let entry = rollout.nodes.get_mut(&id).unwrap();
-    entry.step = working(Work::Emptying);
-    entry.times.push(("granted".into(), 0));
-    observed.agents.get_mut(&id).unwrap().report.speaker = Speaker::Executor;
-    let moves = plan_now(&rollout, &observed).moves;
-    let [Move::Record { step: Step::Working { lease, before, work: Work::Granted }, .. }] = &moves[..] else {
-        panic!("{moves:?}")
+    // Also where a permit was given, and came too late.
+    let permitted = Work::Permitted { permit: "l.stop".into(), index: 1 };
+    for work in [Work::Emptying, Work::Linking, permitted] {
+        let (nodes, mut observed, mut rollout) = swarm(&["m1", "m2", "m3"]);
+        let id = nodes[1].id.clone();
+        let entry = rollout.nodes.get_mut(&id).unwrap();
+        entry.step = working(work);
+        entry.times.push(("granted".into(), 0));
+        observed.agents.get_mut(&id).unwrap().report.speaker = Speaker::Executor;
+        let moves = plan_now(&rollout, &observed).moves;
+        let [Move::Record { step: Step::Working { lease, before, work: Work::Granted }, .. }] = &moves[..] else {
+            panic!("{moves:?}")
+        };
+        assert_ne!(lease.id, self::lease().id);
+        assert!(lease.id.as_str().ends_with(".2"));
+        assert_eq!(*before, Availability::Active);
+
+        rollout.phase = Phase::Aborting;
+        let moves = plan_now(&rollout, &observed).moves;
+        let withdrawn = Move::Record { node: id.clone(), step: working(Work::Withdrawing) };
+        assert!(moves.contains(&withdrawn), "{moves:?}");
+    }
+}
+
+#[test]
+fn it_is_too_late_to_withdraw_from_a_node_that_has_stopped_its_engine() {
+    let (nodes, mut observed, mut rollout) = swarm(&["m1", "m2", "m3", "w1"]);
+    let id = nodes[3].id.clone();
+    rollout.nodes.get_mut(&id).unwrap().step = working(Work::Withdrawing);
+    rollout.phase = Phase::Aborting;
+    let said = |lease: &str| NodeState::Swapping {
+        rollout: rollout.request.id.clone(),
+        lease: LeaseId(lease.to_owned()),
+        phase: SwapPhase::Stopping,
+        waiting: None,
     };
-    assert_ne!(lease.id, self::lease().id);
-    assert!(lease.id.as_str().ends_with(".2"));
-    assert_eq!(*before, Availability::Active);
+    observed.agents.insert(id.clone(), agent(&nodes[3], said("another")));
+    assert_eq!(plan_now(&rollout, &observed).waiting[&id], WaitingFor::Withdrawal);
+    observed.agents.insert(id.clone(), agent(&nodes[3], said("l")));
+    let moves = plan_now(&rollout, &observed).moves;
+    let finishes = |step: &Move| matches!(step, Move::Record { node, step: Step::Working { work: Work::Permitted { .. }, .. } } if *node == id);
+    assert!(moves.iter().any(finishes), "{moves:?}");
 }
 
 #[test]
@@ -474,6 +503,22 @@ fn a_node_that_joins_is_taken_in_once_its_agent_has_called() {
     let inside = plan_now(&rollout, &observed);
     assert_eq!(inside.waiting[&new.id], WaitingFor::Staging { progress: None });
     assert_eq!(granted(&inside.moves), ["id-m2"]);
+}
+
+#[test]
+fn a_host_that_comes_back_as_another_node_keeps_what_it_staged() {
+    let (_, mut observed, mut rollout) = swarm(&["m1", "m2", "m3", "w1"]);
+    let view = newcomer(&mut observed, "w9");
+    let id = rollout.request.id.clone();
+    // The rollout was prepared by this very coordinator.
+    let prepared = BTreeSet::from([id.clone()]);
+    let order = |rollout: &Rollout| {
+        let knows = orders::Knows { prepared: &prepared, ..orders::Knows::driving(rollout, true) };
+        orders::order_for(knows, &agent(&view, staged(&id)).report, 0)
+    };
+    assert!(matches!(order(&rollout), Order::Wait { .. }), "{:?}", order(&rollout));
+    rollout.request.excluded.insert(view.id.clone());
+    assert_eq!(order(&rollout), Order::Forget { rollout: id.clone() });
 }
 
 #[test]
