@@ -27,20 +27,36 @@ pub(crate) const PUBLISH: &str = "publish";
 
 /// Whether the machine's engine has the image.
 pub(crate) fn exists(tag: &str) -> Result<bool> {
+    Ok(id(tag)?.is_some())
+}
+
+/// The image that has this tag on the machine's engine.
+pub(crate) fn id(tag: &str) -> Result<Option<String>> {
     let output =
         command::collect(Command::new("docker").args(["image", "inspect", "--format", "{{.Id}}", tag]), Input::Empty)?;
-    Ok(output.success())
+    Ok(output.success().then(|| output.trimmed().to_owned()))
 }
 
 /// Removes the images that the lab made, except those in use.
 pub fn clean() -> Result<Vec<String>> {
     let filter = format!("label={LABEL}");
-    let listed = command::docker(&["image", "ls", "--filter", &filter, "--format", "{{.Repository}}:{{.Tag}}"])?;
+    let labelled = ["image", "ls", "--filter", &filter];
+    let list = |more: &[&str]| command::docker(&[&labelled, more].concat());
+    // Those without a name are stages of the product's Dockerfile, which have their builder's label: with them gone nothing
+    // is left that is made of the builder.
+    let stages = list(&["--filter", "dangling=true", "--quiet", "--no-trunc"])?.stdout;
+    let tags = list(&["--format", "{{.Repository}}:{{.Tag}}"])?.stdout;
+    let tags = tags.lines().filter(|tag| !tag.contains("<none>"));
     let mut removed = Vec::new();
-    for tag in listed.stdout.lines().filter(|tag| !tag.contains("<none>")) {
-        if command::collect(Command::new("docker").args(["image", "rm", tag]), Input::Empty)?.success() {
-            removed.push(tag.to_owned());
+    for image in stages.lines().chain(tags).chain([PRODUCT]) {
+        if remove(image)? {
+            removed.push(image.to_owned());
         }
     }
     Ok(removed)
+}
+
+/// Removes an image, unless it is in use or is not there; whether it did.
+pub(crate) fn remove(image: &str) -> Result<bool> {
+    Ok(command::collect(Command::new("docker").args(["image", "rm", image]), Input::Empty)?.success())
 }

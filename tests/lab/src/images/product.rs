@@ -66,7 +66,15 @@ fn with_dockerfile(tag: &str, options: &[&str]) -> Result<()> {
     }
     // What the compiler says is for whoever waits; standard output is for data.
     docker.arg(&repository).stdout(std::io::stderr());
-    command::inherit_ok(&mut docker)
+    let before = super::id(tag)?;
+    command::inherit_ok(&mut docker)?;
+    if let Some(before) = before
+        && super::id(tag)?.as_ref() != Some(&before)
+    {
+        // Without its name nobody would ever use it again.
+        super::remove(&before)?;
+    }
+    Ok(())
 }
 
 /// Builds the binaries with this machine's cargo and makes [`PRODUCT`] of them.
