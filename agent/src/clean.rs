@@ -33,7 +33,8 @@ const STAGED_BUNDLES: &str = "agent/bundles";
 /// Sets that are not whole yet, or were never finished.
 const IN_THE_MAKING: [&str; 2] = [".capture", ".stage"];
 /// Files of the folder [`AGENT`]: each may have a temporary one of its name beside it.
-const RECORDS: [&str; 6] = ["journal.json", "staged.json", "swarm.json", "executor.lock", "executor.log", "memo"];
+const RECORDS: [&str; 7] =
+    ["journal.json", "staged.json", "swarm.json", "executor.lock", "executor.log", "executor.log.old", "memo"];
 /// A journal that could not be read and was put aside.
 const DAMAGED: &str = "journal.json.damaged";
 /// What a coordinator listens on, and under which name it was made.

@@ -35,6 +35,7 @@ impl Used {
             "agent/.swarm.json.new",
             "agent/memo",
             "agent/executor.log",
+            "agent/executor.log.old",
             "agent/journal.json.damaged",
             &format!("agent/bundles/{hex}.tgz"),
             &format!("agent/bundles/{hex}.part"),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
@@ -14,7 +15,7 @@ use crate::clock::boot_time;
 use crate::host::HostRoot;
 use crate::launch::{HandOver, on_host};
 use crate::reporter::kernel_chance;
-use crate::{executor, memory, priority, task};
+use crate::{boot, executor, memory, priority, task};
 
 const EXAMPLE: &str = "\
 Example, on any manager of the swarm:
@@ -65,6 +66,9 @@ enum Life {
     /// Works on the host itself and outlives the engine; the task starts it
     #[command(hide = true)]
     Executor,
+    /// Puts the files of this node's engine in order before it starts; a unit of the host runs it at boot
+    #[command(hide = true)]
+    Recover,
     /// Starts a program on the host from inside a container in the host's PID namespace; the task starts it
     #[command(hide = true)]
     LaunchOnHost {
@@ -121,6 +125,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             clock: boot_time,
             chance: kernel_chance,
         })),
+        Some(Life::Recover) => boot::recover(&HostRoot::new("/")).context(boot::RECOVERY_HINT),
         Some(Life::LaunchOnHost { argv }) => Ok(on_host::run(&argv)?),
     }
 }

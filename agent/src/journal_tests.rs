@@ -3,28 +3,12 @@ use std::collections::BTreeSet;
 use requeen_protocol::Digest;
 
 use super::*;
+use crate::host::testing::work;
 
 fn host() -> (tempfile::TempDir, HostRoot) {
     let dir = tempfile::tempdir().unwrap();
     let root = HostRoot::new(dir.path());
     (dir, root)
-}
-
-fn work(lease: &str, epoch: u64) -> Work {
-    Work {
-        rollout: "r1".into(),
-        lease: lease.into(),
-        epoch,
-        boot_id: "boot".to_owned(),
-        lease_ends_ms: 1_000,
-        from_version: "20.10.24".to_owned(),
-        to_version: "26.1.5".to_owned(),
-        start_timeout_secs: 90,
-        containerd_restart: true,
-        plan: None,
-        stopped_at_ms: None,
-        phase: Phase::Leased,
-    }
 }
 
 fn set() -> SetId {

@@ -4,11 +4,12 @@
 //! gets a target ready, and hands over to the *executor* ([`executor`]) when the node is granted a
 //! lease. The executor is a process of the host, so it outlives the engine that it replaces.
 //!
-//! [`host`], [`stage`], [`sets`], [`swap`], [`journal`], [`installed`] and [`clean`] work on the host's files and know neither
+//! [`host`], [`stage`], [`sets`], [`swap`], [`journal`], [`boot`], [`installed`] and [`clean`] work on the host's files and know neither
 //! the network nor the engine's API. Nothing here speaks to the swarm's control API: what a node
 //! should do is the coordinator's word, and it comes through [`client`]. What it asks for a bug report,
 //! [`collect`] gathers.
 
+pub mod boot;
 pub mod clean;
 pub mod cli;
 pub mod client;

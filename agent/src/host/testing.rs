@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use super::layout::{Layout, discover};
 use super::{HostRoot, files};
+use crate::journal::{Phase, Work};
 use crate::sets::{SetId, Store};
 
 /// The version that [`TestHost`]'s engine is said to have.
@@ -103,6 +104,24 @@ impl TestHost {
                 Some((file, text))
             })
             .collect()
+    }
+}
+
+/// Work that has just begun.
+pub(crate) fn work(lease: &str, epoch: u64) -> Work {
+    Work {
+        rollout: "r1".into(),
+        lease: lease.into(),
+        epoch,
+        boot_id: "boot".to_owned(),
+        lease_ends_ms: 1_000,
+        from_version: "20.10.24".to_owned(),
+        to_version: "26.1.5".to_owned(),
+        start_timeout_secs: 90,
+        containerd_restart: true,
+        plan: None,
+        stopped_at_ms: None,
+        phase: Phase::Leased,
     }
 }
 

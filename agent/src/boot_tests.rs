@@ -1,0 +1,240 @@
+//! Boots in every phase of a node's work, on a temporary root.
+
+use std::collections::BTreeMap;
+
+use requeen_protocol::EngineFile;
+
+use super::*;
+use crate::host::testing::{OLD_VERSION, TestHost, work};
+use crate::sets::SetId;
+use crate::swap::SwapPlan;
+
+const PROGRAM: &str = "/var/lib/requeen/bin/agent-1-0123456789ab";
+
+/// Files of the engine, and all of them.
+type Contents = BTreeMap<EngineFile, String>;
+
+/// A host on which a new set is staged.
+struct Scene {
+    host: TestHost,
+    plan: SwapPlan,
+    old: Contents,
+    new: Contents,
+}
+
+fn scene() -> Scene {
+    let host = TestHost::new(&[]);
+    let layout = host.layout();
+    let old = host.contents(&layout);
+    let from = host.store().capture(&layout, OLD_VERSION).unwrap();
+    let new: Contents = EngineFile::ALL.iter().map(|&file| (file, format!("new {file}"))).collect();
+    let files: Vec<(EngineFile, &str)> = new.iter().map(|(file, text)| (*file, text.as_str())).collect();
+    let to: SetId = host.new_set(&files, "26.1.5");
+    let plan = swap::plan(&host.root, &layout, &host.store(), &from, &to).unwrap();
+    Scene { host, plan, old, new }
+}
+
+impl Scene {
+    fn contents(&self) -> Contents {
+        self.host.contents(&self.host.layout())
+    }
+
+    fn link(&self) {
+        swap::link(&self.host.root, &self.host.store(), &self.plan).unwrap();
+    }
+
+    fn switch(&self) {
+        swap::switch(&self.host.root, &self.host.store(), &self.plan, &self.plan.to).unwrap();
+    }
+
+    /// The power fails in this phase.
+    fn cut_in(&self, phase: Phase) {
+        let mut journal = Journal::default();
+        let plan = Some(self.plan.clone());
+        journal.work = Some(Work { plan, stopped_at_ms: Some(7), phase, ..work("l1", 1) });
+        journal.store(&self.host.root).unwrap();
+    }
+
+    /// Boots twice: the second time the power failed just after the first recovery.
+    fn boot(&self) -> Option<Work> {
+        recover(&self.host.root).unwrap();
+        let first = Journal::load(&self.host.root).unwrap();
+        let contents = self.contents();
+        recover(&self.host.root).unwrap();
+        assert_eq!(Journal::load(&self.host.root).unwrap(), first);
+        assert_eq!(self.contents(), contents);
+        first.work
+    }
+
+    fn is_plain(&self) -> bool {
+        let link = |file: &swap::SwapFile| file.original.as_ref().is_some_and(|it| it.was_symlink_to.is_some());
+        let is_link = |at: PathBuf| fs::symlink_metadata(at).is_ok_and(|meta| meta.is_symlink());
+        self.plan.files.iter().all(|file| link(file) == is_link(self.host.root.join(&file.target)))
+    }
+}
+
+fn permit() -> Phase {
+    Phase::Stopping { permit: "p".into() }
+}
+
+#[test]
+fn before_the_stop_everything_is_as_it_was() {
+    for phase in [Phase::Leased, Phase::Linking, Phase::Linked, Phase::Unlinking] {
+        let scene = scene();
+        if phase != Phase::Leased {
+            scene.link();
+        }
+        scene.cut_in(phase.clone());
+        assert_eq!(scene.boot(), None, "{phase:?}");
+        assert_eq!(scene.contents(), scene.old, "{phase:?}");
+        assert!(scene.is_plain(), "{phase:?}");
+    }
+}
+
+#[test]
+fn a_set_that_was_not_proved_healthy_is_switched_back() {
+    for (phase, switched) in [
+        (permit(), false),
+        (permit(), true),
+        (Phase::Switching, true),
+        (Phase::Starting, true),
+        (Phase::Verifying, true),
+    ] {
+        let scene = scene();
+        scene.link();
+        if switched {
+            scene.switch();
+        }
+        scene.cut_in(phase.clone());
+        let work = scene.boot().unwrap();
+        assert_eq!(work.phase, Phase::StartingOld { reason: WENT_DOWN.to_owned(), log: Vec::new() }, "{phase:?}");
+        assert_eq!(work.stopped_at_ms, None, "a time of another boot");
+        assert_eq!(scene.contents(), scene.old, "{phase:?}");
+    }
+}
+
+#[test]
+fn the_reason_to_go_back_is_kept() {
+    let (reason, log) = ("exit 1".to_owned(), vec!["it failed".to_owned()]);
+    let old = Phase::StartingOld { reason: reason.clone(), log: log.clone() };
+    for phase in [Phase::SwitchingBack { reason, log }, old.clone()] {
+        let scene = scene();
+        scene.link();
+        scene.cut_in(phase);
+        assert_eq!(scene.boot().unwrap().phase, old);
+        assert_eq!(scene.contents(), scene.old);
+    }
+}
+
+#[test]
+fn a_set_that_was_proved_healthy_stays() {
+    for phase in [Phase::Running { engine_down_ms: 5 }, Phase::SettlingNew { engine_down_ms: 5 }] {
+        let scene = scene();
+        scene.link();
+        scene.switch();
+        scene.cut_in(phase.clone());
+        assert_eq!(scene.boot().unwrap().phase, phase);
+        assert_eq!(scene.contents(), scene.new);
+    }
+}
+
+#[test]
+fn a_journal_that_cannot_be_trusted_keeps_the_engine_down() {
+    let scene = scene();
+    scene.link();
+    for text in ["{\"schema\":1", "{\"schema\":2}", ""] {
+        scene.host.write(JOURNAL_PATH, text.as_bytes(), 0o600);
+        assert!(matches!(recover(&scene.host.root), Err(RecoverError::Journal(_))), "{text:?}");
+        assert_eq!(scene.contents(), scene.old);
+        assert_eq!(fs::read_to_string(scene.host.root.join(JOURNAL_PATH)).unwrap(), text);
+    }
+    assert!(RECOVERY_HINT.contains(RECOVER_UNIT));
+}
+
+#[test]
+fn a_current_that_is_neither_set_keeps_the_engine_down() {
+    let scene = scene();
+    scene.link();
+    let current = scene.host.store().dir().join(crate::sets::CURRENT);
+    fs::remove_file(&current).unwrap();
+    scene.cut_in(permit());
+    assert!(matches!(recover(&scene.host.root), Err(RecoverError::Swap(_))));
+}
+
+#[test]
+fn a_living_executor_is_left_alone() {
+    let scene = scene();
+    scene.link();
+    scene.switch();
+    scene.cut_in(Phase::Verifying);
+    let lock = lock::take(&scene.host.root).unwrap();
+    recover(&scene.host.root).unwrap();
+    assert_eq!(scene.contents(), scene.new);
+    drop(lock);
+    recover(&scene.host.root).unwrap();
+    assert_eq!(scene.contents(), scene.old);
+}
+
+#[test]
+fn a_host_without_work_just_boots() {
+    let host = TestHost::new(&[]);
+    recover(&host.root).unwrap();
+}
+
+/// What is in the folder of units, by path.
+fn units(root: &HostRoot) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![root.join(UNITS)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().map(Result::unwrap) {
+            let path = entry.path();
+            let name = path.strip_prefix(root.join(UNITS)).unwrap().display().to_string();
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(path);
+            } else if let Ok(to) = fs::read_link(&path) {
+                found.insert(name, format!("-> {}", to.display()));
+            } else {
+                found.insert(name, fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn both_units_come_and_go() {
+    let host = TestHost::new(&[]);
+    let others = ["docker.service.requires/mine.mount", "multi-user.target.wants/mine.service"];
+    for other in others {
+        host.write(&format!("{UNITS}/{other}"), b"", 0o644);
+    }
+    let before = units(&host.root);
+    for _ in 0..2 {
+        install(&host.root, &host.layout(), Path::new(PROGRAM), 9999).unwrap();
+    }
+    let there = units(&host.root);
+    for unit in ["docker.service", "docker.socket", "containerd.service"] {
+        assert_eq!(there[&format!("{unit}.requires/{RECOVER_UNIT}")], format!("-> ../{RECOVER_UNIT}"));
+    }
+    assert_eq!(there[&format!("{RESUME_WANTED_BY}/{RESUME_UNIT}")], format!("-> ../{RESUME_UNIT}"));
+    for line in [
+        "DefaultDependencies=no",
+        "Before=shutdown.target docker.service docker.socket containerd.service",
+        "After=local-fs.target",
+        "RequiresMountsFor=/var/lib/requeen /usr/bin /usr/sbin",
+        &format!("ExecStart={PROGRAM} recover"),
+    ] {
+        assert!(there[RECOVER_UNIT].lines().any(|it| it == line), "{line:?} is missing in {}", there[RECOVER_UNIT]);
+    }
+    let line = format!("ExecStart={PROGRAM} executor --port 9999");
+    assert!(there[RESUME_UNIT].lines().any(|it| it == line), "{}", there[RESUME_UNIT]);
+
+    remove_recovery(&host.root).unwrap();
+    let left: Vec<String> = units(&host.root).into_keys().filter(|name| name.contains("requeen")).collect();
+    assert_eq!(left, [format!("{RESUME_WANTED_BY}/{RESUME_UNIT}"), RESUME_UNIT.to_owned()]);
+    for _ in 0..2 {
+        remove(&host.root).unwrap();
+        assert_eq!(units(&host.root), before);
+    }
+    assert!(!host.root.join(format!("{UNITS}/docker.socket.requires")).exists(), "an empty folder stays");
+}
