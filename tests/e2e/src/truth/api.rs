@@ -30,6 +30,7 @@ fn nodes(text: &str) -> Result<Nodes> {
             labels.into_iter().flatten().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())));
         let manager = node.get("ManagerStatus").filter(|status| !status.is_null());
         let seen = NodeSeen {
+            id: text_at(node, "/ID")?.to_owned(),
             availability: availability(text_at(node, "/Spec/Availability")?)?,
             ready: text_at(node, "/Status/State")? == "ready",
             manager: manager.map(|status| ManagerSeen {
@@ -62,15 +63,14 @@ fn task(task: &Value, names: &BTreeMap<String, String>) -> Result<TaskSeen> {
     })
 }
 
-/// Reads one line of `docker events --format '{{json .}}'`; nothing if it is no change of availability.
+/// Reads one line of `docker events --format '{{json .}}'`; nothing if it is no change of availability. It names the node
+/// by its ID.
 pub fn change(line: &str) -> Result<Option<Change>> {
     let event: Value = serde_json::from_str(line).with_context(|| format!("no event: {line}"))?;
-    let attributes = event.pointer("/Actor/Attributes");
-    let attribute = |name: &str| attributes.and_then(|all| all.get(name)).and_then(Value::as_str);
-    let (Some(node), Some(to)) = (attribute("name"), attribute("availability.new")) else { return Ok(None) };
+    let Some(to) = event.pointer("/Actor/Attributes/availability.new").and_then(Value::as_str) else { return Ok(None) };
     let nanos = event.get("timeNano").and_then(Value::as_i64).context("an event has no time")?;
     let at = Timestamp::from_nanosecond(i128::from(nanos))?;
-    Ok(Some(Change { at, node: node.to_owned(), to: availability(to)? }))
+    Ok(Some(Change { at, node: text_at(&event, "/Actor/ID")?.to_owned(), to: availability(to)? }))
 }
 
 fn availability(text: &str) -> Result<Availability> {
@@ -124,9 +124,9 @@ mod tests {
         let drained = r#"{"Type":"node","Action":"update","Actor":{"ID":"i2","Attributes":{"availability.new":"drain",
             "availability.old":"active","name":"w1"}},"scope":"swarm","time":1795255200,"timeNano":1795255200123456789}"#;
         let change = super::change(drained).expect("an event").expect("of availability");
-        assert_eq!((change.node.as_str(), change.to), ("w1", Availability::Drain));
+        assert_eq!((change.node.as_str(), change.to), ("i2", Availability::Drain));
         assert_eq!(change.at.as_nanosecond(), 1_795_255_200_123_456_789);
-        let ready = r#"{"Actor":{"Attributes":{"name":"w1","state.new":"ready"}},"timeNano":1}"#;
+        let ready = r#"{"Actor":{"ID":"i2","Attributes":{"name":"w1","state.new":"ready"}},"timeNano":1}"#;
         assert_eq!(super::change(ready).expect("an event"), None);
     }
 }

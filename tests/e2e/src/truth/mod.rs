@@ -29,6 +29,8 @@ pub enum Availability {
 /// A node as a manager saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeSeen {
+    /// Its ID.
+    pub id: String,
     /// Its availability.
     pub availability: Availability,
     /// Whether it was ready.

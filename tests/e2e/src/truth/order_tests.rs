@@ -21,6 +21,7 @@ fn asked() -> Asked {
 
 fn sample(second: i64, leader: &str, engine: &str) -> Sample {
     let node = |name: &str| NodeSeen {
+        id: format!("id-{name}"),
         availability: Availability::Active,
         ready: true,
         manager: name.starts_with('m').then(|| ManagerSeen { leader: name == leader, reachable: true }),

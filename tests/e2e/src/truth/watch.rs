@@ -29,11 +29,15 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// How long the swarm may take to answer before and after a rollout.
 const SETTLED: Duration = Duration::from_secs(60);
 
+/// Host names of managers that are not asked: cut off from the others, a manager tells of a swarm of its own.
+type Unheard = Arc<Mutex<BTreeSet<String>>>;
+
 /// A watch under way.
 #[derive(Debug)]
 pub struct Watch {
     lab: Lab,
     before: Sample,
+    unheard: Unheard,
     stop: Arc<Stop>,
     sampler: JoinHandle<Vec<Sample>>,
     events: Receiver<Change>,
@@ -43,14 +47,15 @@ pub struct Watch {
 impl Watch {
     /// Takes a sample and begins to watch.
     pub fn start(lab: &Lab) -> Result<Self> {
-        let before = settled_sample(lab)?;
+        let unheard = Unheard::default();
+        let before = settled_sample(lab, &unheard)?;
         let stop = Arc::new(Stop::new());
         let sampler = {
-            let (lab, stop) = (lab.clone(), Arc::clone(&stop));
+            let (lab, unheard, stop) = (lab.clone(), Arc::clone(&unheard), Arc::clone(&stop));
             thread::spawn(move || {
                 let mut samples = Vec::new();
                 while !stop.within(EVERY) {
-                    samples.extend(take_sample(&lab));
+                    samples.extend(take_sample(&lab, &unheard));
                 }
                 samples
             })
@@ -62,19 +67,30 @@ impl Watch {
             thread::spawn(move || follow(&node, &since, &stop, &tell))
         });
         let followers = followers.collect();
-        Ok(Self { lab: lab.clone(), before, stop, sampler, events, followers })
+        Ok(Self { lab: lab.clone(), before, unheard, stop, sampler, events, followers })
     }
 
     /// Blocks until a node becomes one of `to`, or fails after `limit`. What it waited for is not lost to the truth.
     pub fn wait_for_change(&self, what: &str, limit: Duration, seen: impl Fn(&Sample) -> bool) -> Result<()> {
         wait::until_true(what, limit, || {
-            Ok(match take_sample(&self.lab) {
+            Ok(match take_sample(&self.lab, &self.unheard) {
                 Some(sample) if seen(&sample) => Ok(()),
                 Some(sample) => Err(format!("{:?}", sample.nodes)),
                 None => Err("no manager answers".to_owned()),
             })
         })
         .map_err(Into::into)
+    }
+
+    /// Cuts a node off the lab's network; until [`Watch::hear`] it is not asked.
+    pub fn cut_off(&self, node: &Node) -> Result<()> {
+        self.unheard.lock().unwrap_or_else(PoisonError::into_inner).insert(node.name().to_owned());
+        Ok(node.disconnect()?)
+    }
+
+    /// Asks a node again that was cut off, has been connected since, and has found the others.
+    pub fn hear(&self, node: &Node) {
+        self.unheard.lock().unwrap_or_else(PoisonError::into_inner).remove(node.name());
     }
 
     /// The nodes as they were when it began.
@@ -84,7 +100,7 @@ impl Watch {
 
     /// Ends the watch, reads the nodes' journals, and returns everything seen.
     pub fn finish(self) -> Result<Truth> {
-        let after = settled_sample(&self.lab)?;
+        let after = settled_sample(&self.lab, &self.unheard)?;
         self.stop.now();
         let samples = self.sampler.join().map_err(|_| anyhow!("the sampler panicked"))?;
         for follower in self.followers {
@@ -95,7 +111,7 @@ impl Watch {
         while let Ok(change) = self.events.try_recv() {
             // An engine's buffer holds events in the order in which it heard of them: `--since` may give older ones too.
             if change.at >= self.before.at {
-                told.insert(change);
+                told.insert(by_name(change, &after)?);
             }
         }
         let changes = first_words(told);
@@ -106,6 +122,16 @@ impl Watch {
         }
         Ok(Truth { before: self.before, after, samples, changes, logs })
     }
+}
+
+/// The change of a node that is known by its ID, with its host name.
+fn by_name(change: Change, sample: &Sample) -> Result<Change> {
+    let (name, _) = sample
+        .nodes
+        .iter()
+        .find(|(_, node)| node.id == change.node)
+        .with_context(|| format!("an event tells of a node that the swarm does not have: {}", change.node))?;
+    Ok(Change { node: name.clone(), ..change })
 }
 
 /// Keeps a change only where the node's availability differs from what was told before.
@@ -147,20 +173,21 @@ impl Stop {
     }
 }
 
-fn settled_sample(lab: &Lab) -> Result<Sample> {
+fn settled_sample(lab: &Lab, unheard: &Unheard) -> Result<Sample> {
     let sample = wait::until("a manager that answers", SETTLED, || {
-        Ok(take_sample(lab).map_or(wait::Seen::NotYet(String::new()), wait::Seen::Done))
+        Ok(take_sample(lab, unheard).map_or(wait::Seen::NotYet(String::new()), wait::Seen::Done))
     });
     Ok(sample?)
 }
 
 /// Nodes and tasks by the first manager that knows them.
-pub(crate) fn take_sample(lab: &Lab) -> Option<Sample> {
+fn take_sample(lab: &Lab, unheard: &Unheard) -> Option<Sample> {
     let script = format!(
         "for path in nodes tasks; do curl --silent --fail --max-time {ANSWER} --unix-socket /var/run/docker.sock \
          http://engine/$path || exit 1; echo; done"
     );
-    lab.managers().find_map(|manager| {
+    let unheard = unheard.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    lab.managers().filter(|manager| !unheard.contains(manager.name())).find_map(|manager| {
         let at = Timestamp::now();
         let answer = manager.exec(&["sh", "-c", &script]).ok().filter(lab::command::Output::success)?;
         let mut lines = answer.stdout.lines().filter(|line| !line.is_empty());

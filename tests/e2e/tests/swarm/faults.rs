@@ -14,7 +14,7 @@ use lab::images::PRODUCT;
 use lab::{Node, Suite, product, wait};
 use serde_json::Value;
 
-use crate::operator::{requeen, requeen_ok, status, wait_for_end, wait_for_node};
+use crate::operator::{refused, requeen, requeen_ok, status, wait_for_end, wait_for_node};
 use crate::small::Small;
 use crate::world::{World, bundle};
 
@@ -86,7 +86,7 @@ fn with_other_runc(small: &Small) -> Result<String> {
 }
 
 /// The digest of a node's runc.
-fn runc(node: &Node) -> Result<String> {
+pub(crate) fn runc(node: &Node) -> Result<String> {
     Ok(node.sh("sha256sum < $(command -v runc) | cut -c1-64")?.trimmed().to_owned())
 }
 
@@ -222,7 +222,9 @@ pub(crate) fn a_node_that_joins_in_the_middle(world: &World) -> Result<()> {
         ensure!(new != old, "{worker} is still {old}");
 
         wait_for_shown(first, "the new node waiting for its grant", &new, waits_for_grant)?;
-        // Managers go first, unless an operator says otherwise.
+        // Managers go first, unless an operator says otherwise; here nobody is there to be asked.
+        refused(&requeen(first, &["grant", WORKER])?, &[WORKER, "m1"])?;
+        refused(&requeen(first, &["grant", WORKER, "--force"])?, &["the order of nodes", "m1", "--yes"])?;
         requeen_ok(first, &["grant", WORKER, "--force", "--yes"])?;
         wait_for_shown(first, "the new node upgraded", &new, upgraded)?;
         ensure!(runc(worker)? == bundles::sha256(&other_runc(&base(worker)?)?), "{worker} has not got its runc");

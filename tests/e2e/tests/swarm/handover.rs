@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, ensure};
 use e2e::bundles;
 use lab::engines::Bundle;
-use lab::wait::Seen;
 use lab::{Node, Suite, product, wait};
 
+use crate::faults::runc;
 use crate::operator::requeen;
 use crate::upgrades::changed;
 use crate::world::{World, bundle};
@@ -29,7 +29,7 @@ const GROUPS: &str = "cat /proc/1/cgroup; echo executor; for process in /proc/[0
                       [ \"$(tr '\\0' '\\n' < $process/cmdline | sed -n 2p)\" = executor ] && cat $process/cgroup; \
                       done 2>/dev/null; true";
 
-/// What the agents of a node said, those that have ended too.
+/// What the agents of a node said, those that have ended too and that the swarm has not removed yet.
 const AGENTS_SAID: &str =
     "for id in $(docker ps --all --quiet --filter name=requeen-agent); do docker logs $id 2>&1; done";
 
@@ -39,19 +39,18 @@ pub(crate) fn every_way_of_handing_over_works(world: &World) -> Result<()> {
     let (first, worker) = (small.first()?, small.worker()?);
     small.with_agents()?;
     let (target, donor) = installed(worker)?;
-    let runc = bundles::content(&donor.path, "runc")?;
-    let (_folder, other) = changed(&target, "runc", &runc)?;
+    let other_runc = bundles::content(&donor.path, "runc")?;
+    let (_folder, other) = changed(&target, "runc", &other_runc)?;
     let place = "/root/runc-by-another-way.tgz";
     first.copy_in(&other.path, place)?;
-    let old = runc_of(worker)?;
+    let old = runc(worker)?;
 
     worker.sh(HIDE_BUS)?;
     let there = rollout(first, worker, &["upgrade", "--bundle", place, "--only", "w1"]);
     worker.sh(SHOW_BUS)?;
-    let (init, executor) = there?;
+    let Seen { init, executor, said } = there?;
     ensure!(executor.contains("requeen-executor.service"), "the executor is in no unit:\n{executor}\nPID 1:\n{init}");
-    ensure!(runc_of(worker)? == bundles::sha256(&runc), "w1 has not got the other runc");
-    let said = worker.sh(AGENTS_SAID)?.stdout;
+    ensure!(runc(worker)? == bundles::sha256(&other_runc), "w1 has not got the other runc");
     for words in ["not the way: systemd over the host's system bus: ", "way=systemd over its private socket"] {
         ensure!(said.contains(words), "{words:?} is not in what the agents of w1 said:\n{said}");
     }
@@ -59,10 +58,9 @@ pub(crate) fn every_way_of_handing_over_works(world: &World) -> Result<()> {
     restart_agents(first, &["--env-add", FORCED])?;
     let back = rollout(first, worker, &["rollback"]);
     restart_agents(first, &["--env-rm", "REQUEEN_HAND_OVER"])?;
-    let (init, executor) = back?;
+    let Seen { init, executor, said } = back?;
     ensure!(executor == init, "the executor is in control groups of its own:\n{executor}\nPID 1:\n{init}");
-    ensure!(runc_of(worker)? == old, "w1 has not got its runc back");
-    let said = worker.sh(AGENTS_SAID)?.stdout;
+    ensure!(runc(worker)? == old, "w1 has not got its runc back");
     ensure!(said.contains("way=a sibling container"), "no agent of w1 took the third way:\n{said}");
     let log = worker.sh("cat /var/lib/requeen/agent/executor.log")?.stdout;
     ensure!(log.contains("by permit "), "the executor's log does not tell of its work:\n{log}");
@@ -83,26 +81,36 @@ fn installed(node: &Node) -> Result<(Bundle, Bundle)> {
     Ok((own, newer))
 }
 
-fn runc_of(node: &Node) -> Result<String> {
-    Ok(node.sh("sha256sum < $(command -v runc) | cut -c1-64")?.trimmed().to_owned())
+/// What was seen on the worker during a rollout.
+struct Seen {
+    /// The control groups of PID 1.
+    init: String,
+    /// Those of the executor.
+    executor: String,
+    /// All that its agents said.
+    said: String,
 }
 
-/// Types a command that must succeed; gives the control groups of PID 1 and of the executor that it led to.
-fn rollout(first: &Node, worker: &Node, args: &[&str]) -> Result<(String, String)> {
+/// Types a command that must succeed, and watches the worker meanwhile.
+fn rollout(first: &Node, worker: &Node, args: &[&str]) -> Result<Seen> {
     thread::scope(|scope| {
         let rollout = scope.spawn(|| requeen(first, args));
-        let seen = wait::until("an executor", LIMIT, || {
+        let (mut groups, mut said) = (None, String::new());
+        let watched = wait::until_true("the rollout's end", LIMIT, || {
+            let ended = rollout.is_finished();
             let output = worker.sh(GROUPS)?;
-            let groups = output.stdout.split_once("executor\n").filter(|(_, executor)| !executor.is_empty());
-            Ok(match groups {
-                Some((init, executor)) => Seen::Done(Some((init.to_owned(), executor.to_owned()))),
-                None if rollout.is_finished() => Seen::Done(None),
-                None => Seen::NotYet("none".to_owned()),
-            })
+            if let Some((init, executor)) = output.stdout.split_once("executor\n").filter(|(_, it)| !it.is_empty()) {
+                groups = Some((init.to_owned(), executor.to_owned()));
+            }
+            // While its engine is replaced nobody can be asked, and afterwards the first of them may be gone.
+            said.extend(worker.exec(&["sh", "-c", AGENTS_SAID]).map(|output| output.stdout));
+            Ok(if ended { Ok(()) } else { Err(format!("the executor's groups: {groups:?}")) })
         });
         let output = rollout.join().map_err(|_| anyhow!("the rollout's thread panicked"))??;
         ensure!(output.success(), "exit {}\n{}{}", output.status, output.stdout, output.stderr);
-        seen?.ok_or_else(|| anyhow!("the rollout ended and no executor was seen"))
+        watched?;
+        let (init, executor) = groups.ok_or_else(|| anyhow!("no executor was seen"))?;
+        Ok(Seen { init, executor, said })
     })
 }
 

@@ -8,10 +8,11 @@ use e2e::bundles;
 use e2e::truth::{Availability, Watch};
 use lab::engines::Bundle;
 use lab::{Lab, Node, Suite, product, wait};
+use requeen_protocol::DEFAULT_PORT;
 use serde_json::Value;
 
 use crate::large::{Large, wait_for_services};
-use crate::operator::{requeen, requeen_ok, status, wait_for_end};
+use crate::operator::{refused, requeen, requeen_ok, status, wait_for_end};
 use crate::upgrades::{asked, changed, files_are_plain, installed, judge, kill_coordinator};
 use crate::world::{World, bundle};
 
@@ -33,6 +34,7 @@ pub(crate) fn a_second_coordinator_takes_over(world: &World) -> Result<()> {
     installed(large, &target)?;
     let (_folder, other) = changed(&target, "runc", &bundles::content(&bundle(Suite::Trixie)?.path, "runc")?)?;
     stand_by(second)?;
+    a_closed_port_is_named(lab, first, second, &other)?;
     let watch = Watch::start(lab)?;
     let id = start(first, &other)?;
     drain(&watch, first, "w1")?;
@@ -75,7 +77,7 @@ pub(crate) fn an_owner_that_is_cut_off_is_replaced(world: &World) -> Result<()> 
     let watch = Watch::start(lab)?;
     let id = start(first, &target)?;
     drain(&watch, first, "w1")?;
-    first.disconnect()?;
+    watch.cut_off(first)?;
     let replaced = (|| {
         wait_for(second, "another owner", |status| status["rollout"]["owner"] == "m2")?;
         wait_for(second, "w1 done", |status| step(status, "w1") == "done")
@@ -87,6 +89,7 @@ pub(crate) fn an_owner_that_is_cut_off_is_replaced(world: &World) -> Result<()> 
     ensure!(journal["max_epoch"] == recorded, "w1 has not heard of the new owner's epoch {recorded}: {journal}");
     wait_for_log(first, &["standby", "m2", "replaced=true"])?;
     lab.wait_until_ready(second, LIMIT)?;
+    watch.hear(first);
     wait_for(first, "the other owner", |status| status["rollout"]["owner"] == "m2")?;
 
     drain(&watch, first, "w2")?;
@@ -100,6 +103,23 @@ pub(crate) fn an_owner_that_is_cut_off_is_replaced(world: &World) -> Result<()> 
     wait_for_end(first)?;
     second.docker(&["rm", "--force", product::COORDINATOR])?;
     finish(large, watch, &target)
+}
+
+/// A worker that does not reach the second coordinator is found before anything begins, and told with both ends.
+fn a_closed_port_is_named(lab: &Lab, first: &Node, second: &Node, target: &Bundle) -> Result<()> {
+    let (place, worker) = ("/root/next.tgz", lab.node("w1")?);
+    first.copy_in(&target.path, place)?;
+    let plan = ["plan", "--bundle", place, "--only", "w1"];
+    requeen_ok(first, &plan)?;
+    let upgrade = ["upgrade", "--bundle", place, "--only", "w1"];
+    let at = format!("{}:{DEFAULT_PORT}", second.ip());
+    let rule = format!("OUTPUT --protocol tcp --destination {} --dport {DEFAULT_PORT} --jump REJECT", second.ip());
+    worker.sh(&format!("iptables --insert {rule}"))?;
+    let closed = requeen(first, &upgrade);
+    worker.sh(&format!("iptables --delete {rule}"))?;
+    refused(&closed?, &["w1", &worker.ip().to_string(), "m2", &at])?;
+    requeen_ok(first, &plan)?;
+    Ok(())
 }
 
 /// Starts a coordinator that loses patience soon, and the CLI beside it.

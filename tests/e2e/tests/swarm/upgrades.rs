@@ -105,7 +105,31 @@ pub(crate) fn a_swarm_is_upgraded_under_load(world: &World) -> Result<()> {
     judge(&truth, &asked(lab, &target)?)?;
     files_are_plain(lab, &target.path)?;
     engine_down_is_told(first)?;
+    history_knows_it(first, &target)?;
     wait_for_services(first)
+}
+
+/// `history` lists the rollout as its last one, and tells who started it and every node's steps.
+fn history_knows_it(first: &Node, target: &Bundle) -> Result<()> {
+    let all: serde_json::Value = serde_json::from_str(&requeen_ok(first, &["history", "--json"])?.stdout)?;
+    let last = &all["rollouts"][0];
+    let counts = (last["upgraded"].as_u64(), last["nodes"].as_u64(), last["started_by_uid"].as_u64());
+    ensure!(counts == (Some(5), Some(5), Some(0)), "upgraded, nodes, user: {last}");
+    ensure!(last["phase"] == "ended" && last["aborted"] == false, "how it ended: {last}");
+    let id = last["id"].as_str().context("the rollout has no ID")?;
+    let shown = requeen_ok(first, &["history", id])?.stdout;
+    for word in ["m1", "m2", "m3", "w1", "w2", "uid 0", &target.version] {
+        ensure!(shown.contains(word), "{word:?} is missing in:\n{shown}");
+    }
+    let one: serde_json::Value = serde_json::from_str(&requeen_ok(first, &["history", id, "--json"])?.stdout)?;
+    let steps = one["steps"].as_array().context("no steps")?;
+    for node in steps {
+        let names: Vec<&str> = node["times"].as_array().into_iter().flatten().filter_map(|at| at[0].as_str()).collect();
+        let whole = names.first() == Some(&"waiting") && names.contains(&"granted") && names.contains(&"swapping");
+        ensure!(whole && names.last() == Some(&"upgraded"), "{}: {names:?}", node["hostname"]);
+    }
+    ensure!(steps.len() == 5, "{} nodes have steps", steps.len());
+    Ok(())
 }
 
 /// `status` tells for every node how long its engine was gone.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use lab::engines::{self, Bundle};
 use lab::images::{self, Build, PRODUCT};
-use lab::{Error, Lab, Suite};
+use lab::{Error, Lab, Node, Suite};
 use libtest_mimic::{Completion, Failed, Trial};
 
 use crate::large::Large;
@@ -61,15 +61,16 @@ impl World {
     pub(crate) fn large(&self) -> Result<&Large> {
         self.image()?;
         let large = once(&self.large, "the large swarm", Large::make)?;
-        // What a scenario before did to it, or to the machine, is not this one's concern.
-        large.lab().wait_until_ready(large.first()?, SETTLE_LIMIT)?;
+        settled(large.lab(), large.first()?)?;
         Ok(large)
     }
 
     /// One manager and one worker of bookworm, with a coordinator.
     pub(crate) fn small(&self) -> Result<&Small> {
         self.image()?;
-        once(&self.small, "the small swarm", Small::make)
+        let small = once(&self.small, "the small swarm", Small::make)?;
+        settled(small.lab(), small.first()?)?;
+        Ok(small)
     }
 
     fn image(&self) -> Result<&()> {
@@ -108,6 +109,11 @@ impl World {
             }
         }
     }
+}
+
+/// What a scenario before did to a swarm, or to the machine, is not the next one's concern.
+fn settled(lab: &Lab, first: &Node) -> Result<()> {
+    Ok(lab.wait_until_ready(first, SETTLE_LIMIT)?)
 }
 
 fn once<'a, T>(cell: &'a Once<T>, what: &str, make: impl FnOnce() -> Result<T>) -> Result<&'a T> {
