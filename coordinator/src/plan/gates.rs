@@ -7,8 +7,9 @@ use jiff::Timestamp;
 use requeen_protocol::{NodeId, NodeState};
 
 use super::limit::Limit;
-use super::model::{AgentView, Availability, LeaseRecord, NodeView, Observed, Phase, Role, Rollout, Step};
+use super::model::{AgentView, Availability, Entry, LeaseRecord, NodeView, Observed, Phase, Role, Rollout, Step};
 use super::reasons::WaitingFor;
+use super::returning;
 
 /// Whether losing `one` more manager leaves a majority. Managers outside the rollout count too; those that `may_go`
 /// by themselves count as unreachable.
@@ -106,20 +107,9 @@ pub(crate) fn unseen(node: &NodeView, agent: &AgentView, index: u64) -> Option<S
 pub(crate) fn short_services(rollout: &Rollout, observed: &Observed, node: &NodeView) -> Vec<String> {
     let mut short: BTreeSet<&str> =
         observed.tasks.iter().filter(|task| task.wanted && !task.running).map(|task| task.service.as_str()).collect();
-    if node.availability == Availability::Active {
-        let here: BTreeSet<&str> = observed
-            .tasks
-            .iter()
-            .filter(|task| task.running && task.node.as_ref() == Some(&node.id))
-            .map(|task| task.service.as_str())
-            .collect();
-        short.extend(observed.global_services.iter().map(String::as_str).filter(|service| !here.contains(service)));
-    }
-    short
-        .into_iter()
-        .filter(|service| !rollout.request.short_services.iter().any(|known| known == service))
-        .map(str::to_owned)
-        .collect()
+    short.retain(|service| !returning::was_short(rollout, service));
+    short.extend(returning::not_home(rollout, observed, node));
+    short.into_iter().map(str::to_owned).collect()
 }
 
 /// The rollout and the swarm, with what several gates need computed once.
@@ -127,6 +117,8 @@ pub(crate) struct Gates<'a> {
     rollout: &'a Rollout,
     observed: &'a Observed,
     in_work: Vec<&'a NodeId>,
+    /// The managers among them that only wait for their tasks.
+    returning: BTreeSet<&'a NodeId>,
     /// Nodes of every service's running tasks.
     running: BTreeMap<&'a str, BTreeSet<&'a NodeId>>,
 }
@@ -134,25 +126,34 @@ pub(crate) struct Gates<'a> {
 impl<'a> Gates<'a> {
     pub(crate) fn new(rollout: &'a Rollout, observed: &'a Observed) -> Self {
         let in_work = rollout.nodes.iter().filter(|(_, entry)| entry.step.in_work()).map(|(id, _)| id).collect();
+        let returns = |id: &NodeId, entry: &Entry| returning::is_returning(observed, id, entry);
+        let returning = rollout.nodes.iter().filter(|(id, entry)| returns(id, entry)).map(|(id, _)| id).collect();
         let mut running: BTreeMap<&str, BTreeSet<&NodeId>> = BTreeMap::new();
         for task in observed.tasks.iter().filter(|task| task.running) {
             if let Some(node) = &task.node {
                 running.entry(&task.service).or_default().insert(node);
             }
         }
-        Self { rollout, observed, in_work, running }
+        Self { rollout, observed, in_work, returning, running }
     }
 
     fn name(&self, id: &NodeId) -> String {
         self.rollout.nodes.get(id).map_or_else(|| id.to_string(), |entry| entry.hostname.clone())
     }
 
-    fn in_work_of(&self, role: Role) -> Vec<String> {
-        self.in_work.iter().filter(|id| self.rollout.nodes[**id].role == role).map(|id| self.name(id)).collect()
+    /// The nodes of that role that `id` has to wait for, as far as slots go.
+    fn busy(&self, role: Role, id: &NodeId) -> Vec<&'a NodeId> {
+        let spare = returning::can_spare(self.rollout, self.observed, id, &self.returning);
+        let busy = self.in_work.iter().filter(|other| !(spare && self.returning.contains(**other)));
+        busy.filter(|other| self.rollout.nodes[**other].role == role).copied().collect()
+    }
+
+    fn names(&self, ids: &[&NodeId]) -> Vec<String> {
+        ids.iter().map(|id| self.name(id)).collect()
     }
 
     pub(crate) fn in_work_names(&self) -> Vec<String> {
-        self.in_work.iter().map(|id| self.name(id)).collect()
+        self.names(&self.in_work)
     }
 
     pub(crate) fn availability(&self, id: &NodeId) -> Availability {
@@ -227,12 +228,12 @@ impl<'a> Gates<'a> {
     }
 
     fn manager_closed(&self, id: &NodeId) -> Option<WaitingFor> {
-        if let Some(node) = self.in_work_of(Role::Manager).into_iter().next() {
-            return Some(WaitingFor::PriorManager { node });
+        if let Some(node) = self.busy(Role::Manager, id).first() {
+            return Some(WaitingFor::PriorManager { node: self.name(node) });
         }
-        let workers = self.in_work_of(Role::Worker);
+        let workers = self.busy(Role::Worker, id);
         if !workers.is_empty() {
-            return Some(WaitingFor::Slot { busy: workers });
+            return Some(WaitingFor::Slot { busy: self.names(&workers) });
         }
         let scope = self.rollout.nodes.keys().cloned().collect();
         let prior = super::refuse::order(self.observed, &scope)
@@ -258,19 +259,21 @@ impl<'a> Gates<'a> {
     }
 
     fn worker_closed(&self, id: &NodeId) -> Option<WaitingFor> {
+        let busy = self.busy(Role::Manager, id);
         let managers: Vec<_> = self
             .rollout
             .nodes
-            .values()
-            .filter(|entry| entry.role == Role::Manager && !matches!(entry.step, Step::Done { .. }))
-            .map(|entry| entry.hostname.clone())
+            .iter()
+            .filter(|(_, entry)| entry.role == Role::Manager && !matches!(entry.step, Step::Done { .. }))
+            .filter(|(other, _)| !self.returning.contains(other) || busy.contains(other))
+            .map(|(_, entry)| entry.hostname.clone())
             .collect();
         if !managers.is_empty() {
             return Some(WaitingFor::Managers { nodes: managers });
         }
-        let busy = self.in_work_of(Role::Worker);
+        let busy = self.busy(Role::Worker, id);
         if busy.len() >= self.rollout.request.policy.workers_at_once as usize {
-            return Some(WaitingFor::Slot { busy });
+            return Some(WaitingFor::Slot { busy: self.names(&busy) });
         }
         if busy.is_empty() {
             return None;
@@ -278,9 +281,7 @@ impl<'a> Gates<'a> {
         // A batch never holds all running tasks of one service.
         self.running
             .iter()
-            .find(|(_, nodes)| {
-                nodes.contains(id) && nodes.iter().all(|node| *node == id || self.in_work.contains(node))
-            })
+            .find(|(_, nodes)| nodes.contains(id) && nodes.iter().all(|node| *node == id || busy.contains(node)))
             .map(|(service, _)| WaitingFor::SharedService { service: (*service).to_owned() })
     }
 
@@ -292,9 +293,21 @@ impl<'a> Gates<'a> {
         if let Some(why) = emptied(self.observed, node, agent) {
             return Some(why);
         }
-        if node.role != Role::Manager || lease.forced {
+        if lease.forced {
             return None;
         }
-        self.quorum(&node.id)
+        self.others_tasks().or_else(|| if node.role == Role::Manager { self.quorum(&node.id) } else { None })
+    }
+
+    /// No engine is stopped before a manager that is active again has its tasks back.
+    fn others_tasks(&self) -> Option<WaitingFor> {
+        self.rollout.nodes.iter().find_map(|(id, entry)| {
+            let manager = self.observed.nodes.get(id).filter(|_| returning::is_restoring_manager(entry))?;
+            let missing = returning::not_home(self.rollout, self.observed, manager);
+            (!self.returning.contains(id) || !missing.is_empty()).then(|| WaitingFor::OthersTasks {
+                node: entry.hostname.clone(),
+                services: missing.into_iter().map(str::to_owned).collect(),
+            })
+        })
     }
 }

@@ -15,6 +15,7 @@ pub mod owner;
 pub mod reasons;
 pub mod rebuild;
 pub mod refuse;
+mod returning;
 #[cfg(test)]
 pub(crate) mod simulation;
 #[cfg(test)]

@@ -124,6 +124,13 @@ pub enum WaitingFor {
         /// Names of their services.
         services: Vec<String>,
     },
+    /// Its engine is not stopped before the tasks of a node before it run again.
+    OthersTasks {
+        /// That node's host name.
+        node: String,
+        /// Names of their services; none where the node itself is not ready yet.
+        services: Vec<String>,
+    },
     /// The availability has to be restored.
     Availability,
 }
@@ -192,6 +199,10 @@ impl fmt::Display for WaitingFor {
                 "released while it was drained, and left so (`docker node update --availability active`)",
             ),
             WaitingFor::TasksToRun { services } => write!(f, "tasks to run again: {}", services.join(", ")),
+            WaitingFor::OthersTasks { node, services } if services.is_empty() => write!(f, "{node} has to be back first"),
+            WaitingFor::OthersTasks { node, services } => {
+                write!(f, "tasks to run again on {node} first: {}", services.join(", "))
+            }
             WaitingFor::Availability => f.write_str("its availability is being restored"),
         }
     }

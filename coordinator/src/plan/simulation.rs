@@ -17,7 +17,7 @@ use super::model::{
     AgentView, Availability, Entry, ManagerPolicy, NodeView, Observed, Outcome, Owner, Phase, Policy, Request, Role,
     Rollout, SCHEMA, Step, TaskView,
 };
-use super::{Move, freed, orders, owner, plan, rebuild};
+use super::{Move, freed, orders, owner, plan, rebuild, returning};
 
 pub(crate) fn node(name: &str, role: Role) -> NodeView {
     NodeView {
@@ -130,6 +130,13 @@ pub(crate) fn policy(managers: ManagerPolicy, workers_at_once: u32) -> Policy {
     }
 }
 
+/// The service that has a task on every active node.
+const GLOBAL: &str = "everywhere";
+
+fn task_of_global(id: &NodeId, running: bool) -> TaskView {
+    TaskView { service: GLOBAL.to_owned(), node: Some(id.clone()), alive: true, running, wanted: true }
+}
+
 /// A node as it really is, which is not what the swarm says of it at the same moment.
 struct Host {
     state: NodeState,
@@ -183,6 +190,7 @@ impl World {
             .collect();
         let ids: Vec<_> = nodes.iter().map(|node| node.id.clone()).collect();
         let rollout = rollout(&nodes, policy);
+        let everywhere = ids.iter().map(|id| task_of_global(id, true));
         let tasks = placement
             .iter()
             .enumerate()
@@ -193,6 +201,7 @@ impl World {
                 running: true,
                 wanted: true,
             })
+            .chain(everywhere)
             .collect();
         Self {
             hosts: nodes.iter().map(|view| (view.id.clone(), Host::new())).collect(),
@@ -204,7 +213,7 @@ impl World {
                 agents: nodes.iter().map(|view| (view.id.clone(), agent(view, NodeState::Idle))).collect(),
                 nodes: nodes.into_iter().map(|view| (view.id.clone(), view)).collect(),
                 tasks,
-                global_services: Vec::new(),
+                global_services: vec![GLOBAL.to_owned()],
             },
             rollout,
             lost: None,
@@ -303,6 +312,9 @@ impl World {
                     if step.name() == "granted" {
                         self.check_grant(&node);
                     }
+                    if step.name() == "swapping" && self.hosts[&node].holds_lease() {
+                        self.check_permit(&node);
+                    }
                     let entry = self.rollout.nodes.get_mut(&node).expect("a node of the rollout");
                     entry.times.push((step.name().to_owned(), 0));
                     entry.step = step;
@@ -338,9 +350,36 @@ impl World {
     fn check_grant(&self, id: &NodeId) {
         assert!(self.observed.nodes.contains_key(id), "a lease for {id}, which has left the swarm");
         assert!(!matches!(self.hosts[id].state, NodeState::Idle), "a lease for {id}, which has not staged");
-        let open = |entry: &Entry| entry.role == Role::Manager && !matches!(entry.step, Step::Done { .. });
-        let before_managers = self.rollout.nodes[id].role == Role::Worker && self.rollout.nodes.values().any(open);
+        let open = |(id, entry): (&NodeId, &Entry)| entry.role == Role::Manager && !self.is_through(id, entry);
+        let before_managers = self.rollout.nodes[id].role == Role::Worker && self.rollout.nodes.iter().any(open);
         assert!(!before_managers, "{id} before a manager that was known");
+        let steps = || self.rollout.nodes.iter().filter(|(_, entry)| entry.step.in_work());
+        let serves = |id: &&NodeId| self.runs_global(id) && steps().all(|(other, _)| other != *id);
+        let stays = self.observed.nodes.keys().filter(|other| *other != id).filter(serves).count();
+        let returns = steps().any(|(other, entry)| self.is_through(other, entry) && !self.runs_global(other));
+        assert!(!returns || stays > 0, "a lease for {id}, on which the last task of {GLOBAL} runs");
+    }
+
+    /// A permit is about to be recorded.
+    fn check_permit(&self, id: &NodeId) {
+        let late = |other: &NodeId, entry: &Entry| {
+            let Step::Restoring { before, .. } = entry.step else { return false };
+            let needs_none = before != Availability::Active || self.runs_global(other);
+            let home = |node: &NodeView| node.availability == before && needs_none;
+            entry.role == Role::Manager && !self.observed.nodes.get(other).is_none_or(home)
+        };
+        let late = self.rollout.nodes.iter().find(|(other, entry)| late(other, entry));
+        assert!(late.is_none(), "{id} is stopped while the tasks of {late:?} don't run");
+    }
+
+    fn runs_global(&self, id: &NodeId) -> bool {
+        let here = |task: &TaskView| task.service == GLOBAL && task.running && task.node.as_ref() == Some(id);
+        self.observed.tasks.iter().any(here)
+    }
+
+    /// Whether nothing is left to do on the node itself: at most its tasks have to start.
+    fn is_through(&self, id: &NodeId, entry: &Entry) -> bool {
+        matches!(entry.step, Step::Done { .. }) || returning::is_returning(&self.observed, id, entry)
     }
 
     /// A node joins the swarm.
@@ -370,6 +409,7 @@ impl World {
         for task in self.observed.tasks.iter_mut().filter(|task| task.node.as_ref() == Some(id)) {
             (task.node, task.alive, task.running) = (None, false, false);
         }
+        self.observed.tasks.retain(|task| task.service != GLOBAL || task.node.is_some());
     }
 
     fn call_home(&mut self, id: &NodeId) {
@@ -518,13 +558,24 @@ impl World {
         let home = homes.get(seed as usize % homes.len().max(1));
         if let Some(task) = self.observed.tasks.iter_mut().find(|task| task.node.as_ref() == Some(id)) {
             (task.node, task.alive, task.running) = (home.cloned(), home.is_some(), false);
+            if task.service == GLOBAL {
+                task.node = None;
+            }
         }
+        self.observed.tasks.retain(|task| task.service != GLOBAL || task.node.is_some());
     }
 
     fn tasks_start(&mut self) {
         for task in &mut self.observed.tasks {
             task.running = task.wanted;
         }
+        let has_one = |id: &NodeId| {
+            self.observed.tasks.iter().any(|task| task.service == GLOBAL && task.node.as_ref() == Some(id))
+        };
+        let fits = |node: &&NodeView| node.availability == Availability::Active && node.ready && !has_one(&node.id);
+        let new: Vec<_> =
+            self.observed.nodes.values().filter(fits).map(|node| task_of_global(&node.id, false)).collect();
+        self.observed.tasks.extend(new);
     }
 
     fn check(&self) {
@@ -537,17 +588,19 @@ impl World {
         let at_once = self.rollout.request.policy.workers_at_once as usize;
         // A node that was released and is heard again takes its slot back only to put its files in order.
         let released = |entry: &Entry| entry.times.iter().any(|(step, _)| step == "failed");
-        let takes_a_slot = |entry: &&Entry| entry.role == Role::Worker && entry.step.in_work() && !released(entry);
-        let working = self.rollout.nodes.values().filter(takes_a_slot).count();
+        let takes_a_slot = |(id, entry): &(&NodeId, &Entry)| {
+            entry.role == Role::Worker && entry.step.in_work() && !released(entry) && !self.is_through(id, entry)
+        };
+        let working = self.rollout.nodes.iter().filter(takes_a_slot).count();
         assert!(working <= at_once, "{working} workers in work, {at_once} allowed");
         let leased = |entry: &Entry| entry.times.iter().any(|(step, _)| step == "granted");
         let first_worker = self.rollout.nodes.values().any(|entry| entry.role == Role::Worker && leased(entry));
         let managers_done = self
             .rollout
             .nodes
-            .values()
-            .filter(|entry| entry.role == Role::Manager && !entry.joined)
-            .all(|entry| matches!(entry.step, Step::Done { .. }) || released(entry));
+            .iter()
+            .filter(|(_, entry)| entry.role == Role::Manager && !entry.joined)
+            .all(|(id, entry)| self.is_through(id, entry) || released(entry));
         assert!(!first_worker || managers_done, "a worker moved before all managers were done");
         for (id, host) in &self.hosts {
             if !host.engine_up {

@@ -14,7 +14,7 @@ use super::simulation::{agent, node, policy, rollout, staged};
 use super::{Move, orders, plan, refuse};
 use crate::api::PolicyChoice;
 
-fn swarm(names: &[&str]) -> (Vec<NodeView>, Observed, Rollout) {
+pub(super) fn swarm(names: &[&str]) -> (Vec<NodeView>, Observed, Rollout) {
     let nodes: Vec<_> =
         names.iter().map(|name| node(name, if name.starts_with('m') { Role::Manager } else { Role::Worker })).collect();
     let rollout = rollout(&nodes, policy(ManagerPolicy::Rolling, 1));
@@ -29,11 +29,11 @@ fn swarm(names: &[&str]) -> (Vec<NodeView>, Observed, Rollout) {
     (nodes, observed, rollout)
 }
 
-fn plan_now(rollout: &Rollout, observed: &Observed) -> super::Plan {
+pub(super) fn plan_now(rollout: &Rollout, observed: &Observed) -> super::Plan {
     plan(rollout, observed, Timestamp::UNIX_EPOCH)
 }
 
-fn granted(moves: &[Move]) -> Vec<String> {
+pub(super) fn granted(moves: &[Move]) -> Vec<String> {
     moves
         .iter()
         .filter_map(|step| match step {
@@ -43,11 +43,11 @@ fn granted(moves: &[Move]) -> Vec<String> {
         .collect()
 }
 
-fn lease() -> LeaseRecord {
+pub(super) fn lease() -> LeaseRecord {
     LeaseRecord { id: LeaseId("l".to_owned()), epoch: 1, forced: false }
 }
 
-fn working(work: Work) -> Step {
+pub(super) fn working(work: Work) -> Step {
     Step::Working { lease: lease(), before: Availability::Active, work }
 }
 
