@@ -7,9 +7,6 @@
 //!   node's work is done.
 //! - [`RESUME_UNIT`] is the executor again, which goes on from there. Until the rollout ends.
 //!
-//! The executor does not put them there yet: what is here is complete and tested on a temporary root, and has to be seen on
-//! real hosts first.
-//!
 //! Recovery needs neither the network nor an engine. A set of files that was not proved healthy is switched back: whether
 //! it would have come up nobody knows. Where the journal can't be trusted nothing is guessed: recovery fails, and the engine
 //! stays down until somebody has looked.
@@ -27,10 +24,7 @@ use crate::sets::{SetError, Store};
 use crate::swap::{self, SwapError, SwapPlan};
 use crate::words::chain;
 
-/// Runs [`recover`] before the engine.
-pub const RECOVER_UNIT: &str = "requeen-recover.service";
-/// Runs the executor after a boot.
-pub const RESUME_UNIT: &str = "requeen-resume.service";
+pub use requeen_protocol::{RECOVER_UNIT, RESUME_UNIT};
 
 /// Where an administrator's units are; what is there wins over what packages bring.
 pub const UNITS: &str = "/etc/systemd/system";
@@ -38,7 +32,7 @@ pub const UNITS: &str = "/etc/systemd/system";
 const RESUME_WANTED_BY: &str = "multi-user.target.wants";
 
 /// systemd reads all of its units again, or tells of some.
-const SYSTEMCTL_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const SYSTEMCTL_LIMIT: Duration = Duration::from_secs(60);
 
 /// What the journal says of a node that was taken back, and the operator reads.
 const WENT_DOWN: &str = "the node went down before its new engine was verified";
@@ -77,7 +71,7 @@ pub enum RecoverError {
 pub fn install(root: &HostRoot, layout: &Layout, program: &Path, port: u16) -> Result<(), UnitError> {
     let engine = engine_units(layout);
     let recover = recover_unit(&program.to_string_lossy(), &engine, layout);
-    let resume = resume_unit(&program.to_string_lossy(), port);
+    let resume = resume_unit(&program.to_string_lossy(), port, &engine);
     write_unit(root, RECOVER_UNIT, &recover)?;
     write_unit(root, RESUME_UNIT, &resume)?;
     link_unit(root, RESUME_WANTED_BY, RESUME_UNIT)?;
@@ -151,11 +145,13 @@ fn recover_unit(program: &str, engine: &[String], layout: &Layout) -> String {
     )
 }
 
-fn resume_unit(program: &str, port: u16) -> String {
+fn resume_unit(program: &str, port: u16, engine: &[String]) -> String {
+    let after = engine.join(" ");
     format!(
         "[Unit]\n\
          Description=Requeen executor: finishes the work on this node's engine\n\
-         After={RECOVER_UNIT} network-online.target\n\
+         # The engine's own start may take long at a boot, and is waited for here: the executor would call it silent.\n\
+         After={RECOVER_UNIT} network-online.target {after}\n\
          Wants=network-online.target\n\
          ConditionFileIsExecutable={program}\n\
          StartLimitIntervalSec=0\n\

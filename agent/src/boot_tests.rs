@@ -226,8 +226,12 @@ fn both_units_come_and_go() {
     ] {
         assert!(there[RECOVER_UNIT].lines().any(|it| it == line), "{line:?} is missing in {}", there[RECOVER_UNIT]);
     }
-    let line = format!("ExecStart={PROGRAM} executor --port 9999");
-    assert!(there[RESUME_UNIT].lines().any(|it| it == line), "{}", there[RESUME_UNIT]);
+    for line in [
+        &format!("After={RECOVER_UNIT} network-online.target docker.service docker.socket containerd.service"),
+        &format!("ExecStart={PROGRAM} executor --port 9999"),
+    ] {
+        assert!(there[RESUME_UNIT].lines().any(|it| it == line), "{line:?} is missing in {}", there[RESUME_UNIT]);
+    }
 
     remove_recovery(&host.root).unwrap();
     let left: Vec<String> = units(&host.root).into_keys().filter(|name| name.contains("requeen")).collect();

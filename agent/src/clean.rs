@@ -1,6 +1,6 @@
 //! Taking away what agents left on a host, and nothing else.
 //!
-//! All of it is below [`STATE_DIR`], under names that are known. What has another name there, or is of another kind, is
+//! All of it is below [`STATE_DIR`], under names that are known, but for the units of [`boot`]. What has another name there, or is of another kind, is
 //! somebody else's: it stays and is told. No symbolic link is followed on the way, and nothing is touched while an executor
 //! lives or its work is unfinished.
 
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use requeen_protocol::{Cleaning, Digest, EngineFile, Left, Problem, STATE_DIR};
 
+use crate::boot;
 use crate::host::{HostRoot, layout};
 use crate::journal::{JOURNAL_PATH, Journal};
 use crate::lock::{self, Held};
@@ -55,6 +56,10 @@ pub fn clean(root: &HostRoot, backups: bool) -> Cleaning {
         Ok(lock) => lock,
         Err(refused) => return refused,
     };
+    // First: they name a program that goes.
+    if let Err(error) = boot::remove(root) {
+        sweep.leave(Left::Failed { path: boot::UNITS.to_owned(), why: chain(&error) });
+    }
     sweep.all(root, backups);
     Cleaning::Done { left: sweep.left, more: sweep.more }
 }

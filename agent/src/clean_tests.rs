@@ -47,6 +47,7 @@ impl Used {
         symlink("nowhere", store.dir().join(".current.new")).unwrap();
         Journal::default().store(&host.root).unwrap();
         drop(lock::take(&host.root).unwrap());
+        boot::install(&host.root, &host.layout(), Path::new("/gone"), 9047).unwrap();
         Self { host, backups: vec![old, now] }
     }
 
@@ -107,7 +108,9 @@ fn all_but_the_way_back_goes() {
     let mut paths: Vec<_> = used.backups.iter().map(|set| shown(&format!("{SETS}/{}", set.0.hex()))).collect();
     paths.sort();
     let backups: Vec<_> = paths.into_iter().map(|path| Left::Backup { path }).collect();
+    assert!(used.tree().iter().any(|path| path.starts_with(boot::UNITS) && path.contains(boot::RECOVER_UNIT)));
     assert_eq!(used.clean(false), backups);
+    assert!(!used.tree().iter().any(|path| path.starts_with(boot::UNITS) && path.contains("requeen")));
     let top: Vec<_> = list(&used.host.root.join(STATE_DIR)).unwrap();
     assert_eq!(top.iter().map(|(name, _)| name.to_str().unwrap()).collect::<Vec<_>>(), [SETS]);
     let store = used.host.store();

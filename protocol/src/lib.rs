@@ -73,3 +73,8 @@ pub const LONG_POLL_SECS: u64 = 15;
 
 /// Where both sides keep their files on a host.
 pub const STATE_DIR: &str = "/var/lib/requeen";
+
+/// The unit of a host that puts the files of its engine in order before it starts.
+pub const RECOVER_UNIT: &str = "requeen-recover.service";
+/// The unit of a host that goes on with the work on its engine after a boot.
+pub const RESUME_UNIT: &str = "requeen-resume.service";

@@ -15,6 +15,7 @@ use std::time::Duration;
 use requeen_protocol::{Collect, Report, STATE_DIR};
 
 use super::pack::{LONGEST, Pack};
+use crate::boot;
 use crate::clock::{BootTime, Clock};
 use crate::engine::raw;
 use crate::host::HostRoot;
@@ -24,7 +25,14 @@ use crate::sets::ENGINES_DIR;
 use crate::words::chain;
 
 /// The units of an engine and of what replaces it.
-const UNITS: [&str; 4] = ["docker.service", "docker.socket", "containerd.service", "requeen-executor.service"];
+const UNITS: [&str; 6] = [
+    "docker.service",
+    "docker.socket",
+    "containerd.service",
+    "requeen-executor.service",
+    boot::RECOVER_UNIT,
+    boot::RESUME_UNIT,
+];
 
 /// So many lines of each unit's journal, the newest ones.
 const LINES: &str = "5000";

@@ -50,6 +50,8 @@ pub trait EngineControl: Send + Sync {
     fn start(&self) -> Result<(), ControlError>;
     /// How the engine's unit stands.
     fn state(&self) -> Result<UnitState, ControlError>;
+    /// Whether the host is shutting down.
+    fn host_goes_down(&self) -> bool;
     /// The last lines that the engine logged, oldest first.
     fn log(&self, lines: u32) -> Vec<String>;
 }
@@ -118,6 +120,12 @@ impl EngineControl for Systemd {
     fn state(&self) -> Result<UnitState, ControlError> {
         let args = ["show", "-p", "ActiveState,NRestarts,Job", &self.docker];
         Ok(parse_show(&self.systemctl(&args, COMMAND_LIMIT)?))
+    }
+
+    fn host_goes_down(&self) -> bool {
+        // Its exit code says whether all is well, and nothing else.
+        let ran = self.root.run("systemctl", &["is-system-running"], COMMAND_LIMIT);
+        ran.is_ok_and(|ran| ran.stdout.trim() == "stopping")
     }
 
     fn log(&self, lines: u32) -> Vec<String> {

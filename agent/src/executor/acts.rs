@@ -22,6 +22,8 @@ impl Executor<'_> {
             if self.journal.work.as_ref().is_some_and(|old| !old.phase.is_committed()) {
                 self.journal.forget().map_err(|error| chain(&error))?;
             }
+            // At the lease: once the node is drained the swarm starts no agent on it.
+            self.prepare_for_boots()?;
             self.journal.begin(work).map_err(|error| chain(&error))
         });
         match begun {

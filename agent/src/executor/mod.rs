@@ -5,6 +5,7 @@
 //! [`mod@decide`], what a phase does in [`work`].
 
 mod acts;
+mod boots;
 mod decide;
 mod observe;
 mod state;
@@ -19,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
+use crate::boot;
 use crate::client::Client;
 use crate::clock::{BootTime, Clock, boot_id};
 use crate::collect::Collector;
@@ -98,8 +100,25 @@ struct Executor<'a> {
     due: bool,
     /// An order was refused: the next report waits for the next look, or each would call for the other.
     quiet: bool,
+    /// The host was seen shutting down: what was under way waits.
+    going_down: bool,
     /// Why nothing on this host may be touched, if so.
-    damaged: Option<String>,
+    damaged: Option<Damage>,
+}
+
+/// Why nothing on a host may be touched, and what to do.
+struct Damage {
+    reason: String,
+    hint: String,
+}
+
+impl Damage {
+    fn new(reason: String) -> Self {
+        let hint = format!(
+            "look at {JOURNAL_PATH} and /var/lib/requeen/engines on the node; nothing is touched until the rollout is ended"
+        );
+        Self { reason, hint }
+    }
 }
 
 impl<'a> Executor<'a> {
@@ -108,7 +127,7 @@ impl<'a> Executor<'a> {
         let (tell, waiting) = watch::channel(None);
         let mut damaged = None;
         let journal = Journal::load(root).unwrap_or_else(|error| {
-            damaged = Some(chain(&error));
+            damaged = Some(Damage::new(chain(&error)));
             Journal::default()
         });
         let layout = layout::discover(root).map_err(|problems| {
@@ -128,10 +147,14 @@ impl<'a> Executor<'a> {
                 (Some(layout), Some(tools))
             }
             (Err(why), _) | (_, Err(why)) => {
-                damaged.get_or_insert(why);
+                damaged.get_or_insert(Damage::new(why));
                 (None, None)
             }
         };
+        if boots::recovery_failed(root) {
+            let reason = format!("{} failed: `journalctl -u {}` says why", boot::RECOVER_UNIT, boot::RECOVER_UNIT);
+            damaged = Some(Damage { reason, hint: boot::RECOVERY_HINT.to_owned() });
+        }
         Ok(Self {
             boot_id: boot_id(root)?,
             staged: Staged::load(root),
@@ -147,6 +170,7 @@ impl<'a> Executor<'a> {
             say: watch::Sender::new(None),
             due: true,
             quiet: false,
+            going_down: false,
             damaged,
         })
     }
@@ -158,6 +182,7 @@ impl<'a> Executor<'a> {
         }
         if let Some(work) = &self.journal.work {
             tracing::info!(lease = %work.lease, step = decide::name(&work.phase), "going on");
+            self.prepare_again(work);
             if lease_is_over(work, &self.boot_id, (self.options.clock)()) {
                 self.give_up("its lease is over");
                 return;
@@ -177,7 +202,7 @@ impl<'a> Executor<'a> {
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let ended = loop {
-            if leaving && self.work.is_none() {
+            if leaving && (self.work.is_none() || self.host_goes_down().await) {
                 break false;
             }
             tokio::select! {
@@ -215,6 +240,10 @@ impl<'a> Executor<'a> {
         self.quiet = false;
         if self.engine_is_left_alone() {
             self.observed.refresh_tasks().await;
+        }
+        if self.going_down && !self.host_goes_down().await {
+            self.going_down = false;
+            self.start_work();
         }
         let now = (self.options.clock)();
         if let Some(work) = &self.journal.work
@@ -255,13 +284,11 @@ impl<'a> Executor<'a> {
     }
 
     fn state(&self) -> NodeState {
-        if let Some(why) = &self.damaged {
+        if let Some(Damage { reason, hint }) = &self.damaged {
             return NodeState::Stuck {
                 rollout: self.rollout(),
-                reason: why.clone(),
-                hint: format!(
-                    "look at {JOURNAL_PATH} and /var/lib/requeen/engines on the node; nothing is touched until the rollout is ended"
-                ),
+                reason: reason.clone(),
+                hint: hint.clone(),
                 log: Vec::new(),
             };
         }
@@ -359,7 +386,13 @@ impl<'a> Executor<'a> {
                 if let Err(error) = self.journal.forget() {
                     tracing::warn!("{}", chain(&error));
                 }
-                self.store("unlink");
+                if self.store("unlink") {
+                    self.no_more_recovery();
+                }
+            }
+            After::HostGoesDown => {
+                tracing::info!("the host goes down; the work goes on after its boot");
+                self.going_down = true;
             }
         }
     }
@@ -369,7 +402,7 @@ impl<'a> Executor<'a> {
         let before = self.journal.clone();
         if let Err(error) = self.journal.advance(phase) {
             tracing::error!("{}", chain(&error));
-            self.damaged = Some(chain(&error));
+            self.damaged = Some(Damage::new(chain(&error)));
             return;
         }
         let Some(work) = &self.journal.work else {
@@ -407,6 +440,9 @@ impl<'a> Executor<'a> {
             self.not_done();
             return;
         }
+        if on_disk && self.journal.work.as_ref().is_some_and(|work| work.phase.is_final()) {
+            self.no_more_recovery();
+        }
         self.start_work();
     }
 
@@ -441,6 +477,9 @@ impl<'a> Executor<'a> {
             if let Err(error) = forgotten.and_then(|()| self.journal.store(root)) {
                 tracing::warn!("{}", chain(&error));
             }
+        }
+        if let Err(error) = boot::remove(root) {
+            tracing::warn!("the units for a boot stay: {}", chain(&error));
         }
         if let Err(error) = staged::forget(root) {
             tracing::warn!("the rollout's files can't be removed: {error}");

@@ -35,6 +35,18 @@ pub(crate) enum After {
     Phase(Phase),
     /// Nothing is left: every file is what it was before the lease.
     Nothing,
+    /// It was interrupted by the host's shutdown, and goes on after its boot.
+    HostGoesDown,
+}
+
+impl After {
+    /// Whether the engine is given up, new or old.
+    fn gives_up(&self) -> bool {
+        match self {
+            After::Phase(Phase::SwitchingBack { .. } | Phase::StartingOld { .. } | Phase::Stuck { .. }) => true,
+            After::Phase(_) | After::Nothing | After::HostGoesDown => false,
+        }
+    }
 }
 
 /// Work under way.
@@ -83,16 +95,31 @@ pub(crate) fn of(tools: &Tools, work: &Work) -> Option<Running> {
         | Phase::Stuck { .. } => None,
         Phase::Linking => Some(Box::pin(job.link())),
         Phase::Unlinking => Some(Box::pin(job.unlink())),
-        Phase::Stopping { .. } => Some(Box::pin(job.stop())),
-        Phase::Switching => Some(Box::pin(job.switch())),
-        Phase::Starting => Some(Box::pin(job.start())),
-        Phase::Verifying => Some(Box::pin(job.verify())),
-        Phase::SwitchingBack { reason, log } => Some(Box::pin(job.switch_back(reason, log))),
-        Phase::StartingOld { reason, log } => Some(Box::pin(job.start_old(reason, log))),
+        Phase::Stopping { .. } => Some(Box::pin(unless_host_goes_down(tools, job.stop()))),
+        Phase::Switching => Some(Box::pin(unless_host_goes_down(tools, job.switch()))),
+        Phase::Starting => Some(Box::pin(unless_host_goes_down(tools, job.start()))),
+        Phase::Verifying => Some(Box::pin(unless_host_goes_down(tools, job.verify()))),
+        Phase::SwitchingBack { reason, log } => {
+            Some(Box::pin(unless_host_goes_down(tools, job.switch_back(reason, log))))
+        }
+        Phase::StartingOld { reason, log } => Some(Box::pin(unless_host_goes_down(tools, job.start_old(reason, log)))),
         Phase::SettlingNew { engine_down_ms } => Some(Box::pin(job.settle_new(engine_down_ms))),
         Phase::SettlingOld { reason, engine_down_ms, log } => {
             Some(Box::pin(job.settle_old(reason, engine_down_ms, log)))
         }
+    }
+}
+
+/// An engine that fails while its host shuts down is not judged.
+fn unless_host_goes_down(
+    tools: &Tools,
+    work: impl Future<Output = After> + Send + 'static,
+) -> impl Future<Output = After> + Send + 'static {
+    let control = Arc::clone(&tools.control);
+    async move {
+        let after = work.await;
+        let down = after.gives_up() && blocking(move || Ok(control.host_goes_down())).await.unwrap_or(false);
+        if down { After::HostGoesDown } else { after }
     }
 }
 

@@ -10,6 +10,7 @@ use nix::sys::statvfs::statvfs;
 use requeen_protocol::{EngineFile, Problem};
 
 use super::preflight::problem;
+use crate::boot;
 use crate::host::HostRoot;
 use crate::host::layout::Layout;
 use crate::sets::Manifest;
@@ -45,6 +46,16 @@ pub(super) fn check(root: &HostRoot, layout: &Layout, changes: &[EngineFile]) ->
         }
     }
     problems
+}
+
+/// Tries the same where the units for a boot go; a folder that is missing is made when they are.
+pub(super) fn check_units(root: &HostRoot) -> Option<Problem> {
+    let folder = root.resolve(boot::UNITS).ok().filter(|folder| folder.is_dir())?;
+    let error = try_folder(&folder).err()?;
+    Some(problem(
+        format!("{} takes no files: {error}", boot::UNITS),
+        "what puts the engine's files in order after a power failure goes there: make it writable, or exclude the node",
+    ))
 }
 
 /// Makes a file and a symbolic link, renames the one over the other. Gives whether a hard link could

@@ -76,6 +76,7 @@ fn check_by(
     let runnable = foreign.is_empty();
     problems.extend(foreign);
     problems.extend(folders::check(root, layout, &changes));
+    problems.extend(folders::check_units(root));
     problems.extend(folders::room_beside(root, layout, &incoming, &changes));
     match no_exec(store) {
         Some(refusal) => problems.push(refusal),

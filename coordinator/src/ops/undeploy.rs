@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use requeen_protocol::{Cleaning, NodeId, NodeState, STATE_DIR, Speaker};
+use requeen_protocol::{Cleaning, NodeId, NodeState, RECOVER_UNIT, RESUME_UNIT, STATE_DIR, Speaker};
 use tokio::time::Instant;
 
 use super::Ops;
@@ -227,6 +227,8 @@ fn silence(node: &NodeView, agent: Option<&AgentView>) -> String {
 /// starts through links into them keeps them.
 fn by_hand(backups: bool) -> String {
     let folders = ["agent", "bin"].map(|folder| format!("{STATE_DIR}/{folder}")).join(" ");
+    let units = [RECOVER_UNIT, RESUME_UNIT].map(|unit| format!("-name {unit}")).join(" -o ");
+    let units = format!("find /etc/systemd/system \\( {units} \\) -delete");
     let sets = format!(" && [ -z \"$(find /usr -lname '{STATE_DIR}/*')\" ] && rm -rf {STATE_DIR}/engines");
-    if backups { format!("rm -rf {folders}{sets}") } else { format!("rm -rf {folders}") }
+    if backups { format!("{units}; rm -rf {folders}{sets}") } else { format!("{units}; rm -rf {folders}") }
 }

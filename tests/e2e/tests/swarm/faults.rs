@@ -32,7 +32,7 @@ const GRACE: &str = "10s";
 const WORKER: &str = "w1";
 
 /// Runs a scenario, and then ends what it left open and takes back what it changed, whether it holds or not.
-fn and_back(small: &Small, run: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(crate) fn and_back(small: &Small, run: impl FnOnce() -> Result<()>) -> Result<()> {
     let ran = run();
     let back = (|| {
         let (first, worker) = (small.first()?, small.worker()?);
@@ -52,7 +52,7 @@ fn and_back(small: &Small, run: impl FnOnce() -> Result<()>) -> Result<()> {
 }
 
 /// The bundle of the engine that a node runs.
-fn base(node: &Node) -> Result<Bundle> {
+pub(crate) fn base(node: &Node) -> Result<Bundle> {
     let version = node.engine_version()?;
     for suite in [Suite::Trixie, Suite::Bookworm, Suite::Sid] {
         let known = bundle(suite)?;
@@ -64,7 +64,7 @@ fn base(node: &Node) -> Result<Bundle> {
 }
 
 /// A runc that works like the bundle's: what follows a program in its file is nobody's business.
-fn other_runc(base: &Bundle) -> Result<Vec<u8>> {
+pub(crate) fn other_runc(base: &Bundle) -> Result<Vec<u8>> {
     let mut runc = bundles::content(&base.path, "runc")?;
     runc.extend_from_slice(b"another");
     Ok(runc)
@@ -81,13 +81,23 @@ fn changed(small: &Small, file: &str, content: &[u8]) -> Result<String> {
 }
 
 /// The bundle with another runc, on the manager.
-fn with_other_runc(small: &Small) -> Result<String> {
+pub(crate) fn with_other_runc(small: &Small) -> Result<String> {
     changed(small, "runc", &other_runc(&base(small.worker()?)?)?)
 }
 
 /// The digest of a node's runc.
 pub(crate) fn runc(node: &Node) -> Result<String> {
     Ok(node.sh("sha256sum < $(command -v runc) | cut -c1-64")?.trimmed().to_owned())
+}
+
+/// Starts the service [`STUBBORN`] on a node; [`and_back`] removes it.
+pub(crate) fn stubborn_task(manager: &Node, node: &str) -> Result<()> {
+    let place = format!("node.hostname=={node}");
+    let mut service = vec!["service", "create", "--detach", "--no-resolve-image", "--name", STUBBORN];
+    service.extend(["--constraint", &place, "--stop-grace-period", GRACE]);
+    service.extend([PRODUCT, "coordinator", "--socket", "/nowhere", "status", "--watch"]);
+    manager.docker(&service)?;
+    Ok(product::wait_for_service(manager, STUBBORN, 1, LIMIT)?)
 }
 
 /// The process of the agent's task on a node; none while there is none.
@@ -107,7 +117,7 @@ fn executor(node: &Node) -> Result<u32> {
 }
 
 /// Waits on a manager, without a pause to speak of, until what `status --json` prints has this in it.
-fn wait_for_words(manager: &Node, words: &str) -> Result<()> {
+pub(crate) fn wait_for_words(manager: &Node, words: &str) -> Result<()> {
     let script = format!("until requeen status --json | grep --quiet --fixed-strings '{words}'; do sleep 0.05; done");
     let limit = LIMIT.as_secs().to_string();
     let output = manager.exec(&["timeout", &limit, "sh", "-c", &script])?;
@@ -116,7 +126,7 @@ fn wait_for_words(manager: &Node, words: &str) -> Result<()> {
 }
 
 /// Waits until the node of this ID or name is shown like that.
-fn wait_for_shown(manager: &Node, what: &str, node: &str, seen: impl Fn(&Value) -> bool) -> Result<()> {
+pub(crate) fn wait_for_shown(manager: &Node, what: &str, node: &str, seen: impl Fn(&Value) -> bool) -> Result<()> {
     let waited = wait::until_true(what, LIMIT, || {
         let output = product::requeen(manager, &["status", "--json"])?;
         let status: Value = serde_json::from_str(&output.stdout).unwrap_or_default();
@@ -137,7 +147,7 @@ fn waits_for_grant(shown: &Value) -> bool {
     shown["step"]["step"] == "waiting" && shown["agent"]["state"] == "staged" && why.contains("grant")
 }
 
-fn upgraded(shown: &Value) -> bool {
+pub(crate) fn upgraded(shown: &Value) -> bool {
     shown["step"]["step"] == "done" && shown["step"]["outcome"] == "upgraded"
 }
 
@@ -174,11 +184,7 @@ pub(crate) fn an_executor_killed_before_the_permit(world: &World) -> Result<()> 
     small.with_agents()?;
     let place = with_other_runc(small)?;
     and_back(small, || {
-        let mut service = vec!["service", "create", "--detach", "--no-resolve-image", "--name", STUBBORN];
-        service.extend(["--constraint", "node.hostname==w1", "--stop-grace-period", GRACE]);
-        service.extend([PRODUCT, "coordinator", "--socket", "/nowhere", "status", "--watch"]);
-        first.docker(&service)?;
-        product::wait_for_service(first, STUBBORN, 1, LIMIT)?;
+        stubborn_task(first, WORKER)?;
         let (started, old) = (engine_start(worker)?, runc(worker)?);
 
         requeen_ok(first, &["upgrade", "--bundle", &place, "--only", WORKER, "--detach"])?;

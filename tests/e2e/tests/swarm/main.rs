@@ -16,6 +16,7 @@ mod handover;
 mod input;
 mod large;
 mod operator;
+mod power;
 mod published;
 mod second;
 mod small;
@@ -58,6 +59,9 @@ fn main() -> ExitCode {
         world.scenario("an_executor_killed_before_the_permit", faults::an_executor_killed_before_the_permit),
         world.scenario("a_node_that_joins_in_the_middle", faults::a_node_that_joins_in_the_middle),
         world.scenario("agents_updated_in_the_middle", faults::agents_updated_in_the_middle),
+        world.scenario("power_fails_while_a_node_is_emptied", power::power_fails_while_a_node_is_emptied),
+        world.scenario("power_fails_while_the_engine_is_replaced", power::power_fails_while_the_engine_is_replaced),
+        world.scenario("a_reboot_while_the_engine_is_replaced", power::a_reboot_while_the_engine_is_replaced),
         // Without the agents of the scenarios before: a reader of the README has none.
         world.scenario("the_published_image_runs_from_a_registry", published::the_published_image_runs_from_a_registry),
         world.scenario("held_drained_while_the_coordinator_is_killed", upgrades::held_drained_while_killed),
