@@ -273,6 +273,10 @@ fn remedy(phase: &Phase) -> Remedy {
 
 /// Puts the node's files in order before its engine starts. Done twice it ends where once would have.
 pub fn recover(root: &HostRoot) -> Result<(), RecoverError> {
+    recover_by(root, &mut swap::perform)
+}
+
+fn recover_by(root: &HostRoot, act: swap::Actor<'_>) -> Result<(), RecoverError> {
     let Some(_lock) = lock::take(root)? else {
         tracing::info!("an executor is at work: this is no boot");
         return Ok(());
@@ -286,7 +290,7 @@ pub fn recover(root: &HostRoot) -> Result<(), RecoverError> {
     match (remedy, &plan) {
         (Remedy::Nothing, _) => {}
         (Remedy::Unlink, plan) => {
-            if let Err(error) = taken_back_before_the_stop(root, &mut journal, plan.as_ref(), &phase) {
+            if let Err(error) = taken_back_before_the_stop(root, &mut journal, plan.as_ref(), &phase, act) {
                 if !leads_to_old(root, plan.as_ref()) {
                     return Err(error);
                 }
@@ -297,7 +301,7 @@ pub fn recover(root: &HostRoot) -> Result<(), RecoverError> {
         // Nothing was linked, so nothing can have been switched.
         (Remedy::Back, None) => {}
         (Remedy::Back, Some(plan)) => {
-            swap::switch(root, &Store::open(root)?, plan, &plan.from)?;
+            swap::switch_by(root, &Store::open(root)?, plan, &plan.from, act)?;
             taken_back(&mut journal)?;
             journal.store(root)?;
         }
@@ -312,9 +316,10 @@ fn taken_back_before_the_stop(
     journal: &mut Journal,
     plan: Option<&SwapPlan>,
     phase: &Phase,
+    act: swap::Actor<'_>,
 ) -> Result<(), RecoverError> {
     if let Some(plan) = plan {
-        swap::unlink(root, &Store::open(root)?, plan)?;
+        swap::unlink_by(root, &Store::open(root)?, plan, act)?;
     }
     if *phase != Phase::Leased {
         journal.advance(Phase::Unlinking)?;

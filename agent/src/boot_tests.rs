@@ -113,6 +113,93 @@ fn a_set_that_was_not_proved_healthy_is_switched_back() {
     }
 }
 
+/// What the executor does to the files in a phase.
+#[derive(Clone, Copy, Debug)]
+enum Doing {
+    Link,
+    Switch,
+    SwitchBack,
+    Settle,
+    Unlink,
+}
+
+/// An actor that is out of power after so many changes.
+fn until(budget: usize) -> impl FnMut(&swap::Effect) -> io::Result<()> {
+    let mut left = budget;
+    move |effect| {
+        left = left.checked_sub(1).ok_or(io::ErrorKind::Interrupted)?;
+        swap::perform(effect)
+    }
+}
+
+impl Scene {
+    /// Whether it came to its end.
+    fn act(&self, doing: Doing, budget: usize) -> bool {
+        let (root, store, plan) = (&self.host.root, &self.host.store(), &self.plan);
+        let mut act = until(budget);
+        match doing {
+            Doing::Link => swap::link_by(root, store, plan, &mut act),
+            Doing::Switch => swap::switch_by(root, store, plan, &plan.to, &mut act),
+            Doing::SwitchBack => swap::switch_by(root, store, plan, &plan.from, &mut act),
+            Doing::Settle => swap::settle_by(root, store, plan, &mut act),
+            Doing::Unlink => swap::unlink_by(root, store, plan, &mut act),
+        }
+        .is_ok()
+    }
+}
+
+/// The power fails between every two changes of each phase, and fails again between every two changes of the recovery.
+#[test]
+fn the_power_fails_at_any_instant_and_again_in_the_recovery() {
+    let (reason, log, engine_down_ms) = ("exit 1".to_owned(), Vec::new(), 5);
+    let switching_back = Phase::SwitchingBack { reason: reason.clone(), log: log.clone() };
+    let settling_old = Phase::SettlingOld { reason, engine_down_ms, log };
+    let settling_new = Phase::SettlingNew { engine_down_ms };
+    let mut boots = 0;
+    for (phase, before, doing, is_new) in [
+        (Phase::Linking, &[][..], Doing::Link, false),
+        (Phase::Unlinking, &[Doing::Link][..], Doing::Unlink, false),
+        (permit(), &[Doing::Link], Doing::Switch, false),
+        (switching_back, &[Doing::Link, Doing::Switch], Doing::SwitchBack, false),
+        (settling_old, &[Doing::Link], Doing::Unlink, false),
+        (settling_new, &[Doing::Link, Doing::Switch], Doing::Settle, true),
+    ] {
+        let cut = |budget| {
+            let scene = scene();
+            assert!(before.iter().all(|&done| scene.act(done, usize::MAX)));
+            scene.cut_in(phase.clone());
+            let ended = scene.act(doing, budget);
+            (scene, ended)
+        };
+        for budget in 0.. {
+            let (_, ended) = cut(budget);
+            for again in 0.. {
+                let (scene, _) = cut(budget);
+                let mut act = until(again);
+                let mut all = true;
+                // Out of power, it may go on with what it can do without another change: that counts too.
+                let _ = recover_by(&scene.host.root, &mut |effect| act(effect).inspect_err(|_| all = false));
+                let at = format!("{phase:?}, stopped after {budget} changes, its recovery after {again}");
+                let expected = if is_new { &scene.new } else { &scene.old };
+                let work = scene.boot();
+                assert_eq!(scene.contents(), *expected, "{at}");
+                let left = if is_new { Doing::Settle } else { Doing::Unlink };
+                assert!(work.is_none() || scene.act(left, usize::MAX), "{at}: the executor can't go on");
+                assert_eq!(scene.contents(), *expected, "{at}, in the end");
+                assert!(is_new || scene.is_plain(), "{at}: links are left");
+                boots += 1;
+                if all {
+                    break;
+                }
+            }
+            if ended {
+                break;
+            }
+        }
+    }
+    assert!(boots > 500, "only {boots} boots: nothing was done");
+}
+
 #[test]
 fn the_reason_to_go_back_is_kept() {
     let (reason, log) = ("exit 1".to_owned(), vec!["it failed".to_owned()]);

@@ -222,7 +222,7 @@ pub fn perform(effect: &Effect) -> io::Result<()> {
 }
 
 /// What makes the changes: [`perform`], or a test that stops.
-type Actor<'a> = &'a mut dyn FnMut(&Effect) -> io::Result<()>;
+pub(crate) type Actor<'a> = &'a mut dyn FnMut(&Effect) -> io::Result<()>;
 
 /// Looks at what is at each target now. Refuses if that is not what `from` holds. Changes nothing.
 ///
@@ -274,7 +274,7 @@ pub fn unlink(root: &HostRoot, store: &Store, plan: &SwapPlan) -> Result<(), Swa
     unlink_by(root, store, plan, &mut perform)
 }
 
-fn link_by(root: &HostRoot, store: &Store, plan: &SwapPlan, act: Actor<'_>) -> Result<(), SwapError> {
+pub(crate) fn link_by(root: &HostRoot, store: &Store, plan: &SwapPlan, act: Actor<'_>) -> Result<(), SwapError> {
     // On disk before the first link: a link through a `current` that a power failure took leads nowhere.
     point_current(store, &plan.from, act)?;
     let mut folders = Vec::new();
@@ -293,7 +293,13 @@ fn link_by(root: &HostRoot, store: &Store, plan: &SwapPlan, act: Actor<'_>) -> R
     sync_folders(folders, act)
 }
 
-fn switch_by(root: &HostRoot, store: &Store, plan: &SwapPlan, to: &SetId, act: Actor<'_>) -> Result<(), SwapError> {
+pub(crate) fn switch_by(
+    root: &HostRoot,
+    store: &Store,
+    plan: &SwapPlan,
+    to: &SetId,
+    act: Actor<'_>,
+) -> Result<(), SwapError> {
     if *to != plan.from && *to != plan.to {
         return Err(SwapError::Stranger(to.clone()));
     }
@@ -308,7 +314,7 @@ fn switch_by(root: &HostRoot, store: &Store, plan: &SwapPlan, to: &SetId, act: A
     point_current(store, to, act)
 }
 
-fn settle_by(root: &HostRoot, store: &Store, plan: &SwapPlan, act: Actor<'_>) -> Result<(), SwapError> {
+pub(crate) fn settle_by(root: &HostRoot, store: &Store, plan: &SwapPlan, act: Actor<'_>) -> Result<(), SwapError> {
     let current = current_of(store, plan)?;
     let holds = store.manifest(&current)?.files;
     let mut folders = Vec::new();
@@ -346,7 +352,7 @@ fn settle_by(root: &HostRoot, store: &Store, plan: &SwapPlan, act: Actor<'_>) ->
     Ok(())
 }
 
-fn unlink_by(root: &HostRoot, store: &Store, plan: &SwapPlan, act: Actor<'_>) -> Result<(), SwapError> {
+pub(crate) fn unlink_by(root: &HostRoot, store: &Store, plan: &SwapPlan, act: Actor<'_>) -> Result<(), SwapError> {
     match store.current()? {
         Some(current) if current == plan.from => {
             // A link that was made for a switch which never came.

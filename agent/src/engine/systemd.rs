@@ -50,7 +50,7 @@ pub trait EngineControl: Send + Sync {
     fn start(&self) -> Result<(), ControlError>;
     /// How the engine's unit stands.
     fn state(&self) -> Result<UnitState, ControlError>;
-    /// Whether the host is shutting down.
+    /// Whether the host is shutting down, or whatever runs the engine is out of reach.
     fn host_goes_down(&self) -> bool;
     /// The last lines that the engine logged, oldest first.
     fn log(&self, lines: u32) -> Vec<String>;
@@ -123,9 +123,8 @@ impl EngineControl for Systemd {
     }
 
     fn host_goes_down(&self) -> bool {
-        // Its exit code says whether all is well, and nothing else.
         let ran = self.root.run("systemctl", &["is-system-running"], COMMAND_LIMIT);
-        ran.is_ok_and(|ran| ran.stdout.trim() == "stopping")
+        !ran.is_ok_and(|ran| is_up(&ran.stdout))
     }
 
     fn log(&self, lines: u32) -> Vec<String> {
@@ -142,6 +141,12 @@ impl EngineControl for Systemd {
     }
 }
 
+/// Reads what `systemctl is-system-running` prints: of a host that is up, in order or not. The others are `stopping`, and
+/// `offline` and `unknown` where systemd does not answer.
+fn is_up(text: &str) -> bool {
+    matches!(text.trim(), "initializing" | "starting" | "running" | "degraded" | "maintenance")
+}
+
 /// Reads what `systemctl show` prints. A property that is missing has its zero value.
 fn parse_show(text: &str) -> UnitState {
     let value =
@@ -156,6 +161,12 @@ fn parse_show(text: &str) -> UnitState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_is_up_or_goes_down() {
+        assert!(["running\n", "degraded\n", "starting\n"].into_iter().all(is_up));
+        assert!(!["stopping\n", "offline\n", "unknown\n", ""].into_iter().any(is_up));
+    }
 
     #[test]
     fn show_is_read() {

@@ -100,7 +100,7 @@ struct Executor<'a> {
     due: bool,
     /// An order was refused: the next report waits for the next look, or each would call for the other.
     quiet: bool,
-    /// The host was seen shutting down: what was under way waits.
+    /// The host was seen shutting down, or its systemd gone: what was under way waits.
     going_down: bool,
     /// Why nothing on this host may be touched, if so.
     damaged: Option<Damage>,
@@ -391,7 +391,7 @@ impl<'a> Executor<'a> {
                 }
             }
             After::HostGoesDown => {
-                tracing::info!("the host goes down; the work goes on after its boot");
+                tracing::info!("the host goes down, or its systemd is out of reach; the work goes on when it is back");
                 self.going_down = true;
             }
         }

@@ -21,6 +21,13 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// The worker, by name.
 const WORKER: &str = "w1";
 
+/// Lets an engine take its time to start, so that the power can fail meanwhile on a machine of any speed.
+const SLOW: &str = "mkdir --parents /etc/systemd/system/docker.service.d && printf '[Service]\\nExecStartPre=/bin/sleep 5\\n' \
+                    > /etc/systemd/system/docker.service.d/slow.conf && systemctl daemon-reload";
+
+/// Takes [`SLOW`] back.
+const QUICK: &str = "rm -r /etc/systemd/system/docker.service.d && systemctl daemon-reload";
+
 /// Where a node's executor writes where its work stands.
 const JOURNAL: &str = "/var/lib/requeen/agent/journal.json";
 
@@ -46,10 +53,12 @@ pub(crate) fn power_fails_while_the_engine_is_replaced(world: &World) -> Result<
     let small = world.small()?;
     let (first, worker) = (small.first()?, small.worker()?);
     begin(small, |place, old| {
+        worker.sh(SLOW)?;
         requeen_ok(first, &["upgrade", "--bundle", place, "--only", WORKER, "--detach"])?;
-        wait_for_phase(worker, "stopping")?;
-        worker.kill()?;
-        worker.start()?;
+        let cut =
+            wait_for_phase(worker, "stopping").and_then(|()| Ok(worker.kill()?)).and_then(|()| Ok(worker.start()?));
+        worker.sh(QUICK)?;
+        cut?;
         recovered(worker, "Back")?;
         wait_for_shown(first, "the worker rolled back", WORKER, rolled_back)?;
         let phase = status(first)?.pointer("/rollout/phase").cloned().unwrap_or_default();
@@ -131,8 +140,8 @@ fn is_whole(small: &Small, digest: &str) -> Result<()> {
     let availability = first.docker(&["node", "inspect", "--format", "{{.Spec.Availability}}", WORKER])?;
     ensure!(availability.trimmed() == "active", "{worker} is {}", availability.trimmed());
     for name in lab::engines::FILES {
-        let kind = worker.sh(&format!("stat -c %F $(command -v {name} || ls /usr/libexec/docker/{name})"))?;
-        ensure!(kind.trimmed() == "regular file", "{name} is a {}", kind.trimmed());
+        let path = worker.sh(&format!("readlink -f $(command -v {name} || ls /usr/libexec/docker/{name})"))?;
+        ensure!(!path.stdout.contains("requeen"), "{name} leads to {}", path.trimmed());
     }
     let left = wait::until_true("the units' end", LIMIT, || {
         let units = worker.sh("find /etc/systemd/system -name 'requeen-*'")?.stdout;
