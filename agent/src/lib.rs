@@ -25,6 +25,7 @@ pub mod launch;
 pub mod lock;
 pub mod memo;
 pub mod memory;
+pub mod packages;
 pub mod priority;
 pub mod reporter;
 pub mod sets;

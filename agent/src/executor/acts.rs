@@ -8,6 +8,7 @@ use super::work::After;
 use crate::clock::BootTime;
 use crate::engine::systemd::EngineControl;
 use crate::journal::{Phase, Work};
+use crate::packages;
 use crate::staged::Outcome;
 use crate::swap;
 use crate::words::chain;
@@ -24,6 +25,9 @@ impl Executor<'_> {
             }
             // At the lease: once the node is drained the swarm starts no agent on it.
             self.prepare_for_boots()?;
+            if self.packages.is_none() {
+                self.packages = Some(packages::keep(&self.options.root).map_err(|taken| chain(&taken))?);
+            }
             self.journal.begin(work).map_err(|error| chain(&error))
         });
         match begun {
@@ -33,6 +37,7 @@ impl Executor<'_> {
             }
             Ok(()) => {
                 self.journal.work = None;
+                self.packages = None;
                 self.not_done();
             }
             Err(why) => {

@@ -30,6 +30,7 @@ use crate::host::layout::{self, Layout};
 use crate::journal::{JOURNAL_PATH, Journal, JournalError, Phase};
 use crate::lock::{self, Held};
 use crate::memo;
+use crate::packages;
 use crate::reporter::{Backoff, Chance, Heard, Say, converse};
 use crate::sets::Store;
 use crate::staged::{self, Staged};
@@ -100,6 +101,8 @@ struct Executor<'a> {
     due: bool,
     /// An order was refused: the next report waits for the next look, or each would call for the other.
     quiet: bool,
+    /// The locks of package managers, for as long as there is work.
+    packages: Option<packages::Kept>,
     /// The host was seen shutting down, or its systemd gone: what was under way waits.
     going_down: bool,
     /// Why nothing on this host may be touched, if so.
@@ -170,6 +173,7 @@ impl<'a> Executor<'a> {
             say: watch::Sender::new(None),
             due: true,
             quiet: false,
+            packages: None,
             going_down: false,
             damaged,
         })
@@ -180,9 +184,13 @@ impl<'a> Executor<'a> {
         if self.damaged.is_some() {
             return;
         }
+        let root = &self.options.root;
         if let Some(work) = &self.journal.work {
             tracing::info!(lease = %work.lease, step = decide::name(&work.phase), "going on");
             self.prepare_again(work);
+            if !work.phase.is_final() {
+                self.packages = packages::keep(root).inspect_err(|taken| tracing::warn!("{}", chain(taken))).ok();
+            }
             if lease_is_over(work, &self.boot_id, (self.options.clock)()) {
                 self.give_up("its lease is over");
                 return;
@@ -387,7 +395,7 @@ impl<'a> Executor<'a> {
                     tracing::warn!("{}", chain(&error));
                 }
                 if self.store("unlink") {
-                    self.no_more_recovery();
+                    self.work_is_over();
                 }
             }
             After::HostGoesDown => {
@@ -441,7 +449,7 @@ impl<'a> Executor<'a> {
             return;
         }
         if on_disk && self.journal.work.as_ref().is_some_and(|work| work.phase.is_final()) {
-            self.no_more_recovery();
+            self.work_is_over();
         }
         self.start_work();
     }

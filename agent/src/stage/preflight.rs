@@ -10,6 +10,7 @@ use super::version::Version;
 use super::{elf, folders};
 use crate::host::layout::Layout;
 use crate::host::{HostRoot, Ran, RunError};
+use crate::packages;
 use crate::sets::{ENGINES_DIR, Manifest, SetId, Store};
 use crate::words::chain;
 
@@ -77,6 +78,10 @@ fn check_by(
     problems.extend(foreign);
     problems.extend(folders::check(root, layout, &changes));
     problems.extend(folders::check_units(root));
+    problems.extend(packages::look(root).err().map(|taken| {
+        problem(chain(&taken), "wait until it has ended, and start again: it might bring files of an engine too")
+    }));
+    problems.extend(reload_is_due(layout, run));
     problems.extend(folders::room_beside(root, layout, &incoming, &changes));
     match no_exec(store) {
         Some(refusal) => problems.push(refusal),
@@ -272,6 +277,29 @@ fn validate(
         }
     }
     problems
+}
+
+/// Units that systemd has read in another form than the one on the disk: it would start the engine by the one, and was
+/// looked at here is the other.
+fn reload_is_due(layout: &Layout, run: Runner<'_>) -> Option<Problem> {
+    let mut args: Vec<String> = ["show", "--property=Id,NeedDaemonReload"].map(str::to_owned).to_vec();
+    args.push(layout.docker_unit.clone());
+    args.extend(layout.containerd_unit.clone());
+    // Where systemd can't be asked from here, the hand-over finds another way, or says so.
+    let ran = run("systemctl", &args).ok().filter(|ran| ran.status.success())?;
+    let mut due = Vec::new();
+    for unit in ran.stdout.split("\n\n") {
+        let value = |name: &str| unit.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        if value("NeedDaemonReload") == Some("yes") {
+            due.push(value("Id").unwrap_or("a unit").to_owned());
+        }
+    }
+    (!due.is_empty()).then(|| {
+        problem(
+            format!("{} changed on the disk and systemd has not read it yet", due.join(" and ")),
+            "`systemctl daemon-reload`, and see that the engine starts with it",
+        )
+    })
 }
 
 /// Debian packages that own engine files: their next upgrade brings their own back.

@@ -83,7 +83,7 @@ fn what_fits_is_described() {
     assert_eq!(found.standalone, ["registry"]);
     let staged = scene.store.host_path(&scene.new, EngineFile::Dockerd);
     assert_eq!(
-        calls.into_inner(),
+        calls.into_inner().into_iter().filter(|(program, _)| program != "systemctl").collect::<Vec<_>>(),
         [
             (staged.clone(), vec!["--version".to_owned()]),
             (staged, ["-H", "fd://", "--validate"].map(str::to_owned).to_vec()),
@@ -138,7 +138,11 @@ fn programs_that_do_not_run() {
 fn another_machine_is_named() {
     let foreign = elf(40, "new");
     let scene = scene_of(&elf(X86_64, "old"), &[(EngineFile::Dockerd, &foreign)], "26.1.5");
-    let problems = scene.check(&|_, _| unreachable!("it must not be run")).unwrap_err();
+    let problems = scene.check(&|program, _| {
+        assert_eq!(program, "systemctl", "it must not be run");
+        ran(0, "", "")
+    });
+    let problems = problems.unwrap_err();
     assert_eq!(problems, ["the bundle's dockerd is for armv7l, this host is x86_64"]);
 
     let scene = scene_of(&elf(X86_64, "old"), &[(EngineFile::Dockerd, "#!/bin/sh")], "26.1.5");
@@ -177,4 +181,40 @@ fn packages_that_own_the_files_are_noted() {
     scene.host.write("/var/lib/dpkg/info/docker.io.list", b"", 0o644);
     let found = scene.check_well().unwrap();
     assert!(found.notes.iter().any(|note| note.contains("apt-mark hold docker.io`")));
+}
+
+#[test]
+fn units_that_systemd_has_yet_to_read_are_named() {
+    let scene = scene();
+    let say = |needs: [&'static str; 2]| {
+        scene.check(&move |program, args| match program {
+            "systemctl" => {
+                assert_eq!(args[2..], ["docker.service", "containerd.service"]);
+                let [docker, containerd] = needs;
+                let unit = |id, needs| format!("Id={id}\nNeedDaemonReload={needs}\n");
+                let both = [unit("docker.service", docker), unit("containerd.service", containerd)];
+                ran(0, &both.join("\n"), "")
+            }
+            _ => ran(0, "Docker version 26.1.5, build a72d7cd\n", ""),
+        })
+    };
+    say(["no", "no"]).unwrap();
+    let words = |unit: &str| vec![format!("{unit} changed on the disk and systemd has not read it yet")];
+    assert_eq!(say(["yes", "no"]).unwrap_err(), words("docker.service"));
+    assert_eq!(say(["yes", "yes"]).unwrap_err(), words("docker.service and containerd.service"));
+}
+
+#[test]
+fn a_package_manager_at_work_is_named() {
+    let scene = scene();
+    let lock = scene.host.write("/var/lib/dpkg/lock-frontend", b"", 0o640);
+    scene.check_well().unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(lock).unwrap();
+    // As another process's lock would: see the tests of `packages`.
+    let whole = packages::whole();
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)).unwrap();
+    assert_eq!(
+        scene.check_well().unwrap_err(),
+        ["a package manager is at work: it holds /var/lib/dpkg/lock-frontend".to_owned()]
+    );
 }

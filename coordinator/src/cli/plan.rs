@@ -55,8 +55,8 @@ fn print(context: &Context, plan: &PlanView) -> Result<(), CliError> {
         printer.out(format_args!("note: {note}"))?;
     }
     for refusal in &plan.refusals {
-        let node = refusal.node.as_ref().map(|node| format!("{node}: ")).unwrap_or_default();
-        printer.out(format_args!("{} {node}{}", printer.paint(Tone::Bad, "refused:"), refusal.what))?;
+        // Which node it is, it says itself.
+        printer.out(format_args!("{} {}", printer.paint(Tone::Bad, "refused:"), refusal.what))?;
         printer.out(format_args!("  hint: {}", refusal.hint))?;
     }
     if plan.nothing_to_do {

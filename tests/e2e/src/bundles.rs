@@ -149,11 +149,28 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-/// A program that passes every check before the swap, and fails as soon as it is run as an engine.
-pub fn failing_dockerd(version: &str) -> Result<Vec<u8>> {
+/// How an engine fails that passes every check before the swap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failing {
+    /// It ends as soon as it is started.
+    AtOnce,
+    /// It ends after ten seconds, in which it does nothing.
+    Late,
+    /// It does nothing, for ever.
+    Never,
+}
+
+/// A program that passes every check before the swap, and fails when it is run as an engine.
+pub fn failing_dockerd(version: &str, how: Failing) -> Result<Vec<u8>> {
+    let wait = match how {
+        Failing::AtOnce => "",
+        Failing::Late => "sleep(10);",
+        Failing::Never => "for (;;) pause();",
+    };
     let source = format!(
         r#"#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 /* Where Go keeps the linker's flags of a real one. */
 const char flags[] = "-X \"github.com/docker/docker/dockerversion.Version={version}\"";
 int main(int count, char **arguments) {{
@@ -168,6 +185,7 @@ int main(int count, char **arguments) {{
         }}
     }}
     fprintf(stderr, "this engine fails on purpose\n");
+    {wait}
     return flags[0] == '-' ? 1 : 2;
 }}
 "#
@@ -207,7 +225,7 @@ mod tests {
     fn the_failing_engine_says_its_version_and_fails() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("dockerd");
-        fs::write(&path, failing_dockerd("26.1.6")?)?;
+        fs::write(&path, failing_dockerd("26.1.6", Failing::AtOnce)?)?;
         fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let said = Command::new(&path).arg("--version").output()?;
         assert_eq!(String::from_utf8(said.stdout)?, "Docker version 26.1.6, build e2e\n");
@@ -217,7 +235,7 @@ mod tests {
 
     #[test]
     fn every_bad_tarball_is_made() -> Result<()> {
-        let elf = failing_dockerd("1.0.0")?;
+        let elf = failing_dockerd("1.0.0", Failing::AtOnce)?;
         let bad = bad(&elf)?;
         assert_eq!(bad.len(), 9);
         assert!(bad.iter().filter(|bad| bad.what != "not gzip").all(|bad| bad.bytes.starts_with(&[0x1f, 0x8b])));

@@ -4,6 +4,8 @@
 //! They happen on the small swarm. Its worker gets the engine that it has with another runc, and gives it back, so that
 //! every engine is left as it was found.
 
+use std::io::Read;
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
@@ -27,6 +29,9 @@ const STUBBORN: &str = "stubborn";
 
 /// See [`STUBBORN`].
 const GRACE: &str = "10s";
+
+/// Where a node's executor writes where its work stands.
+pub(crate) const JOURNAL: &str = "/var/lib/requeen/agent/journal.json";
 
 /// The worker, by name.
 const WORKER: &str = "w1";
@@ -71,7 +76,7 @@ pub(crate) fn other_runc(base: &Bundle) -> Result<Vec<u8>> {
 }
 
 /// Puts the bundle of the worker's engine with another file on the manager, and returns its path there.
-fn changed(small: &Small, file: &str, content: &[u8]) -> Result<String> {
+pub(crate) fn changed(small: &Small, file: &str, content: &[u8]) -> Result<String> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("changed.tgz");
     bundles::replaced(&base(small.worker()?)?.path, file, content, &path)?;
@@ -202,6 +207,81 @@ pub(crate) fn an_executor_killed_before_the_permit(world: &World) -> Result<()> 
         wait_for_shown(first, "the upgraded worker", WORKER, upgraded)?;
         ensure!(runc(worker)? == bundles::sha256(&other_runc(&base(worker)?)?), "{worker} has not got its runc");
         ensure!(engine_start(worker)? != started, "the engine was not restarted");
+        Ok(())
+    })
+}
+
+/// Phases of a node's work in which its executor is killed, one after the other, and what its journal calls them.
+const PHASES: [&str; 6] = ["leased", "linked", "stopping", "verifying", "running", "settling-new"];
+
+/// The executor is killed in each phase of one and the same work, wherever it can be met there: each time systemd starts
+/// another one, and in the end the node is upgraded.
+pub(crate) fn an_executor_killed_in_every_phase(world: &World) -> Result<()> {
+    let small = world.small()?;
+    let (first, worker) = (small.first()?, small.worker()?);
+    small.with_agents()?;
+    let place = with_other_runc(small)?;
+    and_back(small, || {
+        // On the node itself, which is the only one that is quick enough. A phase that was over too soon is passed by.
+        let script = format!(
+            "for phase in {}; do \
+               for look in $(seq 3000); do \
+                 grep --quiet \"\\\"phase\\\": \\\"$phase\\\"\" {JOURNAL} 2>/dev/null && break; \
+                 grep --quiet '\"phase\": \"upgraded\"' {JOURNAL} 2>/dev/null && break; \
+                 sleep 0.01; \
+               done; \
+               pkill --signal KILL --full 'agent-[^ ]* executor' && echo $phase; \
+               until [ \"$(systemctl is-active requeen-executor)\" = active ]; do sleep 0.05; done; \
+             done",
+            PHASES.join(" ")
+        );
+        let killed = thread::scope(|scope| {
+            let limit = LIMIT.as_secs().to_string();
+            let killer = scope.spawn(move || worker.exec(&["timeout", &limit, "sh", "-c", &script]));
+            requeen_ok(first, &["upgrade", "--bundle", &place, "--only", WORKER, "--detach"])?;
+            killer.join().map_err(|_| anyhow!("the killer's thread panicked"))?.map_err(anyhow::Error::from)
+        })?;
+        ensure!(killed.stdout.lines().count() >= 4, "killed in {:?} only: {}", killed.stdout, killed.stderr);
+        wait_for_end(first)?;
+        wait_for_shown(first, "the upgraded worker", WORKER, upgraded)?;
+        ensure!(runc(worker)? == bundles::sha256(&other_runc(&base(worker)?)?), "{worker} has not got its runc");
+        Ok(())
+    })
+}
+
+/// Holds the lock of Debian's package managers until its standard input ends, as `apt-get install` would.
+const LOCKED: &str = r#"perl -e 'use Fcntl qw(:DEFAULT :flock :seek); $| = 1;
+    open(my $file, "+<", "/var/lib/dpkg/lock-frontend") or die $!;
+    my $whole = pack("s s x4 l! l! i x4", F_WRLCK, SEEK_SET, 0, 0, 0);
+    fcntl($file, F_SETLK, $whole) or die $!;
+    print "held\n"; <STDIN>'"#;
+
+/// While a package manager is at work on a node its upgrade is refused, and while its engine is replaced none begins.
+pub(crate) fn package_managers_and_upgrades_take_turns(world: &World) -> Result<()> {
+    let small = world.small()?;
+    let (first, worker) = (small.first()?, small.worker()?);
+    small.with_agents()?;
+    let place = with_other_runc(small)?;
+    let upgrade = ["upgrade", "--bundle", &place, "--only", WORKER, "--detach"];
+    and_back(small, || {
+        let mut apt =
+            worker.command(&["sh", "-c", LOCKED], false).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut word = [0; 4];
+        let held = apt.stdout.as_mut().context("its output")?.read_exact(&mut word);
+        let answer = requeen(first, &upgrade);
+        drop(apt.stdin.take());
+        apt.wait()?;
+        held?;
+        refused(&answer?, &[WORKER, "a package manager is at work", "lock-frontend"])?;
+
+        stubborn_task(first, WORKER)?;
+        requeen_ok(first, &upgrade)?;
+        wait_for_words(first, r#""work": "emptying""#)?;
+        let dpkg = worker.exec(&["dpkg", "--configure", "--pending"])?;
+        ensure!(!dpkg.success() && dpkg.stderr.contains("lock"), "dpkg was let in: {}{}", dpkg.stdout, dpkg.stderr);
+        wait_for_end(first)?;
+        wait_for_shown(first, "the upgraded worker", WORKER, upgraded)?;
+        worker.exec(&["dpkg", "--configure", "--pending"])?.ok()?;
         Ok(())
     })
 }

@@ -40,7 +40,7 @@ pub(crate) fn plan_changes_nothing(world: &World) -> Result<()> {
 
 pub(crate) fn bad_bundles_are_refused(world: &World) -> Result<()> {
     let first = world.large()?.first()?;
-    let dockerd = bundles::failing_dockerd("99.0.0")?;
+    let dockerd = bundles::failing_dockerd("99.0.0", bundles::Failing::AtOnce)?;
     let good = bundles::good(&dockerd)?;
     unchanged(world, || {
         for bad in bundles::bad(&dockerd)? {

@@ -8,11 +8,13 @@
 //! |---|---|
 //! | `REQUEEN_E2E_PROFILE` | build the product on this machine with that cargo profile, not with the Dockerfile |
 //! | `REQUEEN_E2E_KEEP` | leave the swarms running at the end |
-//! | `REQUEEN_E2E_LONG` | also compile the product twice, which takes minutes, and compare the images |
+//! | `REQUEEN_E2E_LONG` | also what takes minutes: an engine that starts slowly, and the product compiled twice, whose images are compared |
 
 mod diag;
+mod engines;
 mod faults;
 mod handover;
+mod hosts;
 mod input;
 mod large;
 mod operator;
@@ -55,10 +57,14 @@ fn main() -> ExitCode {
         world.scenario("nodes_that_cannot_follow_are_named", small::nodes_that_cannot_follow_are_named),
         world.scenario("no_quorum_is_refused", small::no_quorum_is_refused),
         world.scenario("a_lone_manager_needs_a_word", small::a_lone_manager_needs_a_word),
+        world.scenario("hosts_that_cannot_follow_are_refused", hosts::hosts_that_cannot_follow_are_refused),
         world.scenario("an_agent_killed_while_staging", faults::an_agent_killed_while_staging),
         world.scenario("an_executor_killed_before_the_permit", faults::an_executor_killed_before_the_permit),
+        world.scenario("an_executor_killed_in_every_phase", faults::an_executor_killed_in_every_phase),
+        world.scenario("package_managers_take_turns_with_upgrades", faults::package_managers_and_upgrades_take_turns),
         world.scenario("a_node_that_joins_in_the_middle", faults::a_node_that_joins_in_the_middle),
         world.scenario("agents_updated_in_the_middle", faults::agents_updated_in_the_middle),
+        world.scenario("engines_that_fail_late_are_rolled_back", engines::engines_that_fail_late_are_rolled_back),
         world.scenario("power_fails_while_a_node_is_emptied", power::power_fails_while_a_node_is_emptied),
         world.scenario("power_fails_while_the_engine_is_replaced", power::power_fails_while_the_engine_is_replaced),
         world.scenario("a_reboot_while_the_engine_is_replaced", power::a_reboot_while_the_engine_is_replaced),
@@ -66,12 +72,19 @@ fn main() -> ExitCode {
         world.scenario("the_published_image_runs_from_a_registry", published::the_published_image_runs_from_a_registry),
         world.scenario("held_drained_while_the_coordinator_is_killed", upgrades::held_drained_while_killed),
         world.scenario("every_way_of_handing_over_works", handover::every_way_of_handing_over_works),
+    ];
+    let long = std::env::var_os("REQUEEN_E2E_LONG").is_some();
+    if long {
+        let run = engines::an_engine_that_starts_slowly_is_waited_for;
+        trials.push(world.scenario("an_engine_that_starts_slowly_is_waited_for", run));
+    }
+    trials.extend([
         // The last one on the small swarm: what it needs, the others have installed, and afterwards all of it is gone.
         world.scenario("undeploy_leaves_nothing", undeploy::undeploy_leaves_nothing),
         world.scenario("a_second_coordinator_takes_over", second::a_second_coordinator_takes_over),
         world.scenario("an_owner_that_is_cut_off_is_replaced", second::an_owner_that_is_cut_off_is_replaced),
-    ];
-    if std::env::var_os("REQUEEN_E2E_LONG").is_some() {
+    ]);
+    if long {
         trials.push(world.scenario("two_builds_are_one_image", published::two_builds_are_one_image));
     }
     let conclusion = libtest_mimic::run(&args, trials);

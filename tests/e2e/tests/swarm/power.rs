@@ -9,7 +9,7 @@ use lab::{Node, wait};
 use serde_json::Value;
 
 use crate::faults::{
-    and_back, base, other_runc, runc, stubborn_task, upgraded, wait_for_shown, wait_for_words, with_other_runc,
+    JOURNAL, and_back, base, other_runc, runc, stubborn_task, upgraded, wait_for_shown, wait_for_words, with_other_runc,
 };
 use crate::operator::{requeen_ok, status, wait_for_end, wait_for_node};
 use crate::small::Small;
@@ -27,9 +27,6 @@ const SLOW: &str = "mkdir --parents /etc/systemd/system/docker.service.d && prin
 
 /// Takes [`SLOW`] back.
 const QUICK: &str = "rm -r /etc/systemd/system/docker.service.d && systemctl daemon-reload";
-
-/// Where a node's executor writes where its work stands.
-const JOURNAL: &str = "/var/lib/requeen/agent/journal.json";
 
 /// The power fails while tasks are waited for. Nothing was stopped: the lease is granted anew, and the node is upgraded.
 pub(crate) fn power_fails_while_a_node_is_emptied(world: &World) -> Result<()> {

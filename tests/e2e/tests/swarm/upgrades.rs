@@ -218,7 +218,8 @@ pub(crate) fn an_engine_that_fails_is_rolled_back(world: &World) -> Result<()> {
     let (lab, first) = (large.lab(), large.first()?);
     let target = bundle(Suite::Trixie)?;
     installed(large, &target)?;
-    let (_folder, failing) = changed(&target, "dockerd", &bundles::failing_dockerd("26.1.6")?)?;
+    let (_folder, failing) =
+        changed(&target, "dockerd", &bundles::failing_dockerd("26.1.6", bundles::Failing::AtOnce)?)?;
     let place = "/root/failing.tgz";
     first.copy_in(&failing.path, place)?;
     let files = State::of(lab, first)?;
