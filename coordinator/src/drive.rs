@@ -130,6 +130,8 @@ async fn round(ops: &Ops, log: &mut Log, watch: &mut Watch) -> Result<Pace, Roun
     let observed = ops.observe().await?;
     let docker = ops.engine.client().await?;
     let _turn = ops.turn.lock().await;
+    // While it was waited for, agents may have spoken, or what they had said may have been forgotten.
+    let observed = Observed { agents: ops.hub.agents(), ..observed };
 
     let all = record::load_all(&docker).await?;
     let known: BTreeSet<RolloutId> = all.iter().map(|stored| stored.rollout.request.id.clone()).collect();

@@ -103,10 +103,14 @@ pub(crate) fn unseen(node: &NodeView, agent: &AgentView, index: u64) -> Option<S
 }
 
 /// Services whose tasks do not all run again around `node`: those that want a task which does not run
-/// yet, and those in global mode that have none on an active node.
+/// yet, and those in global mode that have none on an active node. Beside another node that is in work a manager waits for
+/// its own tasks alone: that one's drain may leave some without a place.
 pub(crate) fn short_services(rollout: &Rollout, observed: &Observed, node: &NodeView) -> Vec<String> {
-    let mut short: BTreeSet<&str> =
-        observed.tasks.iter().filter(|task| task.wanted && !task.running).map(|task| task.service.as_str()).collect();
+    let works = |(id, entry): (&NodeId, &Entry)| *id != node.id && matches!(entry.step, Step::Working { .. });
+    let only_own = node.role == Role::Manager && rollout.nodes.iter().any(works);
+    let missing = observed.tasks.iter().filter(|task| task.wanted && !task.running);
+    let missing = missing.filter(|task| !only_own || task.node.as_ref() == Some(&node.id));
+    let mut short: BTreeSet<&str> = missing.map(|task| task.service.as_str()).collect();
     short.retain(|service| !returning::was_short(rollout, service));
     short.extend(returning::not_home(rollout, observed, node));
     short.into_iter().map(str::to_owned).collect()
@@ -302,9 +306,9 @@ impl<'a> Gates<'a> {
     /// No engine is stopped before a manager that is active again has its tasks back.
     fn others_tasks(&self) -> Option<WaitingFor> {
         self.rollout.nodes.iter().find_map(|(id, entry)| {
-            let manager = self.observed.nodes.get(id).filter(|_| returning::is_restoring_manager(entry))?;
+            let (manager, before) = self.observed.nodes.get(id).zip(returning::restoring_manager(entry))?;
             let missing = returning::not_home(self.rollout, self.observed, manager);
-            (!self.returning.contains(id) || !missing.is_empty()).then(|| WaitingFor::OthersTasks {
+            (!returning::is_back(manager, before) || !missing.is_empty()).then(|| WaitingFor::OthersTasks {
                 node: entry.hostname.clone(),
                 services: missing.into_iter().map(str::to_owned).collect(),
             })

@@ -11,8 +11,8 @@ use requeen_protocol::{LeaseId, NodeId, NodeState, PermitId, RolloutId};
 use serde::{Deserialize, Serialize};
 
 use super::model::{
-    AgentView, Availability, Entry, LeaseRecord, NodeView, Observed, Outcome, Owner, Phase, Request, Rollout, Step,
-    Work,
+    AgentView, Availability, Entry, LeaseRecord, NodeView, Observed, Outcome, Owner, Phase, Request, Role, Rollout,
+    Step, Work,
 };
 
 /// Name of the step that a grant begins.
@@ -109,7 +109,12 @@ fn step_under_lease(state: &NodeState, node: &NodeView, memo: &Memo, epoch: u64)
             working(lease.clone(), permitted(lease))
         }
         NodeState::Upgraded { engine_down_ms, .. } if node.availability == memo.before => {
-            Some(Step::Done { outcome: Outcome::Upgraded { engine_down_ms: *engine_down_ms } })
+            let outcome = Outcome::Upgraded { engine_down_ms: *engine_down_ms };
+            // Whether a manager's tasks run again was not waited for before another node was drained.
+            Some(match node.role {
+                Role::Manager => Step::Restoring { before: memo.before, outcome },
+                Role::Worker => Step::Done { outcome },
+            })
         }
         NodeState::Upgraded { lease, .. } => working(lease.clone(), Work::Settling),
         NodeState::Stuck { reason, hint, .. } => {

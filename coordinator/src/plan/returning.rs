@@ -4,30 +4,34 @@
 //! be drained beside it, as long as enough of those services' tasks run on other nodes; but no engine is stopped before
 //! the manager is *home*, which is when they run there again. A worker keeps its slot until then.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use requeen_protocol::NodeId;
 
 use super::model::{Availability, Entry, NodeView, Observed, Outcome, Role, Rollout, Step};
 
-/// Whether it is a manager that the swarm gives tasks again, or is about to.
-pub(crate) fn is_restoring_manager(entry: &Entry) -> bool {
-    entry.role == Role::Manager && matches!(entry.step, Step::Restoring { .. })
-}
-
-/// Whether it is a manager that runs the target and has the availability back that it had.
-pub(crate) fn is_returning(observed: &Observed, id: &NodeId, entry: &Entry) -> bool {
+/// The availability that a manager has to have back, where that is under way.
+pub(crate) fn restoring_manager(entry: &Entry) -> Option<Availability> {
     match entry.step {
-        Step::Restoring { before, outcome: Outcome::Upgraded { .. } } => {
-            let node = observed.nodes.get(id).filter(|_| entry.role == Role::Manager);
-            node.is_some_and(|node| node.ready && node.availability == before)
-        }
+        Step::Restoring { before, .. } if entry.role == Role::Manager => Some(before),
         Step::Restoring { .. }
         | Step::Waiting { .. }
         | Step::Working { .. }
         | Step::Held { .. }
-        | Step::Done { .. } => false,
+        | Step::Done { .. } => None,
     }
+}
+
+/// Whether it is a manager that runs the target and has the availability back that it had.
+pub(crate) fn is_returning(observed: &Observed, id: &NodeId, entry: &Entry) -> bool {
+    let upgraded = matches!(entry.step, Step::Restoring { outcome: Outcome::Upgraded { .. }, .. });
+    let node = observed.nodes.get(id).filter(|_| upgraded);
+    node.zip(restoring_manager(entry)).is_some_and(|(node, before)| is_back(node, before))
+}
+
+/// Whether the swarm sees the node as it was before its drain.
+pub(crate) fn is_back(node: &NodeView, before: Availability) -> bool {
+    node.ready && node.availability == before
 }
 
 /// Global services that ought to have a task on the node, which does not run there yet.
@@ -50,13 +54,17 @@ pub(crate) fn was_short(rollout: &Rollout, service: &str) -> bool {
     rollout.request.short_services.iter().any(|known| known == service)
 }
 
-/// Whether `next` may be drained while those managers are returning: nothing else is missing in the swarm, and of each
-/// service that is, at least half of the tasks run on nodes that neither return nor are in work.
+/// Whether `next` may be drained while those managers are returning: nobody else is in work, nothing else is missing in
+/// the swarm, `next` does not carry all of another service, and of each service that is missing at least half of the tasks
+/// run on nodes that neither return nor are in work.
 pub(crate) fn can_spare(rollout: &Rollout, observed: &Observed, next: &NodeId, returning: &BTreeSet<&NodeId>) -> bool {
-    let is_missing_there = |service: &str, node: Option<&NodeId>| {
-        observed.global_services.iter().any(|global| global == service)
-            && node.is_some_and(|node| returning.contains(node))
-    };
+    let in_work = |id: &NodeId| rollout.nodes.get(id).is_some_and(|entry| entry.step.in_work());
+    if rollout.nodes.keys().any(|id| in_work(id) && !returning.contains(id)) {
+        return false;
+    }
+    let is_global = |service: &str| observed.global_services.iter().any(|global| global == service);
+    let is_missing_there =
+        |service: &str, node: Option<&NodeId>| is_global(service) && node.is_some_and(|node| returning.contains(node));
     let mut wanted = observed.tasks.iter().filter(|task| task.wanted && !task.running);
     if !wanted.all(|task| is_missing_there(&task.service, task.node.as_ref()) || was_short(rollout, &task.service)) {
         return false;
@@ -66,14 +74,20 @@ pub(crate) fn can_spare(rollout: &Rollout, observed: &Observed, next: &NodeId, r
         .filter_map(|id| observed.nodes.get(*id))
         .flat_map(|node| not_home(rollout, observed, node))
         .collect();
-    let in_work = |id: &NodeId| rollout.nodes.get(id).is_some_and(|entry| entry.step.in_work());
+    let mut places: BTreeMap<&str, BTreeSet<&NodeId>> = BTreeMap::new();
+    // On a node that is down a task says for a day that it runs.
+    let runs = |node: &NodeId| observed.nodes.get(node).is_some_and(|node| node.ready);
+    for task in observed.tasks.iter().filter(|task| task.running && task.wanted) {
+        if let Some(node) = task.node.as_ref().filter(|node| runs(node)) {
+            places.entry(&task.service).or_default().insert(node);
+        }
+    }
+    // What is missing may need it to come up, and it only comes back with `next`.
+    if places.iter().any(|(service, nodes)| !is_global(service) && nodes.iter().all(|node| *node == next)) {
+        return false;
+    }
     missing.into_iter().all(|service| {
-        let running: BTreeSet<&NodeId> = observed
-            .tasks
-            .iter()
-            .filter(|task| task.running && task.service == service)
-            .filter_map(|task| task.node.as_ref())
-            .collect();
+        let running = places.get(service).cloned().unwrap_or_default();
         let staying = running.iter().filter(|id| **id != next && !in_work(id)).count();
         staying * 2 >= running.union(returning).count()
     })

@@ -2,7 +2,7 @@
 
 use requeen_protocol::NodeState;
 
-use super::super::model::{Availability, NodeView, Observed, Outcome, Rollout, Step, TaskView, Work};
+use super::super::model::{Availability, NodeView, Observed, Outcome, Phase, Rollout, Step, TaskView, Work};
 use super::super::reasons::WaitingFor;
 use super::super::simulation::agent;
 use super::super::tests::{granted, lease, plan_now, swarm, working};
@@ -135,4 +135,61 @@ fn the_first_worker_is_drained_while_the_last_managers_tasks_start() {
         rollout.nodes.get_mut(&node.id).unwrap().step = Step::Done { outcome: Outcome::Current };
     }
     assert_eq!(granted(&plan_now(&rollout, &observed).moves), ["id-w1"]);
+}
+
+#[test]
+fn a_node_that_carries_all_of_a_service_waits() {
+    let (nodes, mut observed, rollout) = returning(1);
+    observed.tasks.push(task("db", &nodes[2], true));
+    let plan = plan_now(&rollout, &observed);
+    assert!(granted(&plan.moves).is_empty());
+    assert_eq!(plan.waiting[&nodes[2].id], WaitingFor::PriorManager { node: "m2".into() });
+    observed.tasks.push(task("db", &nodes[3], true));
+    assert_eq!(granted(&plan_now(&rollout, &observed).moves), ["id-m3"]);
+}
+
+#[test]
+fn tasks_on_nodes_that_are_down_run_nowhere() {
+    let (nodes, mut observed, rollout) = returning(1);
+    for node in &nodes[3..] {
+        observed.nodes.get_mut(&node.id).unwrap().ready = false;
+    }
+    // m1 would be the only one of three that stays.
+    assert!(granted(&plan_now(&rollout, &observed).moves).is_empty());
+}
+
+#[test]
+fn one_drain_at_a_time_runs_beside_tasks_that_start() {
+    let (nodes, observed, mut rollout) = returning(0);
+    rollout.request.policy.workers_at_once = 2;
+    for node in &nodes[1..3] {
+        rollout.nodes.get_mut(&node.id).unwrap().step = Step::Done { outcome: Outcome::Current };
+    }
+    rollout.nodes.get_mut(&nodes[3].id).unwrap().step = working(Work::Granted);
+    assert!(granted(&plan_now(&rollout, &observed).moves).is_empty());
+}
+
+#[test]
+fn a_manager_does_not_wait_for_what_the_next_drain_took_away() {
+    let (nodes, mut observed, mut rollout) = with_next_linked(1, 2);
+    run_all(&mut observed);
+    observed.tasks.push(TaskView { node: None, ..task("db", &nodes[2], false) });
+    let done = |step: &Move| matches!(step, Move::Record { node, step: Step::Done { .. } } if *node == nodes[1].id);
+    assert!(plan_now(&rollout, &observed).moves.iter().any(done));
+    // Nobody else is in work: then it does.
+    rollout.nodes.get_mut(&nodes[2].id).unwrap().step = Step::Waiting { by_hand: false, forced: false };
+    let why = WaitingFor::TasksToRun { services: vec!["db".into()] };
+    assert_eq!(plan_now(&rollout, &observed).waiting[&nodes[1].id], why);
+    rollout.phase = Phase::Aborting;
+    assert!(plan_now(&rollout, &observed).moves.iter().any(done), "an abort has to end");
+}
+
+#[test]
+fn a_manager_that_was_rolled_back_and_is_home_holds_nobody_up() {
+    let (nodes, mut observed, mut rollout) = with_next_linked(1, 2);
+    let outcome = Outcome::RolledBack { reason: "exit 1".into(), log: vec![] };
+    rollout.nodes.get_mut(&nodes[1].id).unwrap().step = Step::Restoring { before: Availability::Active, outcome };
+    assert!(!permits(&plan_now(&rollout, &observed)));
+    run_all(&mut observed);
+    assert!(permits(&plan_now(&rollout, &observed)));
 }

@@ -133,6 +133,9 @@ pub(crate) fn policy(managers: ManagerPolicy, workers_at_once: u32) -> Policy {
 /// The service that has a task on every active node.
 const GLOBAL: &str = "everywhere";
 
+/// The service whose one task fits on one node alone.
+const PINNED: &str = "pinned";
+
 fn task_of_global(id: &NodeId, running: bool) -> TaskView {
     TaskView { service: GLOBAL.to_owned(), node: Some(id.clone()), alive: true, running, wanted: true }
 }
@@ -175,6 +178,8 @@ struct World {
     rollout: Rollout,
     before: BTreeMap<NodeId, Availability>,
     faulty: Option<NodeId>,
+    /// Where [`PINNED`] fits.
+    pinned: Option<NodeId>,
     /// The node that nobody hears and on which nothing happens.
     lost: Option<NodeId>,
     drained_once: bool,
@@ -216,10 +221,19 @@ impl World {
                 global_services: vec![GLOBAL.to_owned()],
             },
             rollout,
+            pinned: None,
             lost: None,
             drained_once: false,
             came: 0,
         }
+    }
+
+    /// Adds the service that fits on one node alone.
+    fn pin(&mut self, at: Option<usize>) {
+        let ids: Vec<_> = self.hosts.keys().cloned().collect();
+        self.pinned = at.map(|at| ids[at % ids.len()].clone());
+        let task = |id: &NodeId| TaskView { service: PINNED.to_owned(), ..task_of_global(id, true) };
+        self.observed.tasks.extend(self.pinned.as_ref().map(task));
     }
 
     fn lose(&mut self, id: &NodeId) {
@@ -409,7 +423,9 @@ impl World {
         for task in self.observed.tasks.iter_mut().filter(|task| task.node.as_ref() == Some(id)) {
             (task.node, task.alive, task.running) = (None, false, false);
         }
+        let gone = self.pinned.as_ref() == Some(id);
         self.observed.tasks.retain(|task| task.service != GLOBAL || task.node.is_some());
+        self.observed.tasks.retain(|task| task.service != PINNED || !gone);
     }
 
     fn call_home(&mut self, id: &NodeId) {
@@ -558,16 +574,23 @@ impl World {
         let home = homes.get(seed as usize % homes.len().max(1));
         if let Some(task) = self.observed.tasks.iter_mut().find(|task| task.node.as_ref() == Some(id)) {
             (task.node, task.alive, task.running) = (home.cloned(), home.is_some(), false);
-            if task.service == GLOBAL {
-                task.node = None;
+            if [GLOBAL, PINNED].contains(&task.service.as_str()) {
+                (task.node, task.alive) = (None, false);
             }
         }
         self.observed.tasks.retain(|task| task.service != GLOBAL || task.node.is_some());
     }
 
     fn tasks_start(&mut self) {
+        let fits_again = |id: &&NodeId| {
+            self.observed.nodes.get(*id).is_some_and(|node| node.availability == Availability::Active && node.ready)
+        };
+        let place = self.pinned.as_ref().filter(fits_again).cloned();
         for task in &mut self.observed.tasks {
-            task.running = task.wanted;
+            if task.service == PINNED && task.node.is_none() {
+                (task.node, task.alive) = (place.clone(), place.is_some());
+            }
+            task.running = task.wanted && (task.service != PINNED || task.node.is_some());
         }
         let has_one = |id: &NodeId| {
             self.observed.tasks.iter().any(|task| task.service == GLOBAL && task.node.as_ref() == Some(id))
@@ -662,9 +685,11 @@ proptest! {
         placement in prop::collection::vec(any::<u8>(), 0..8),
         events in prop::collection::vec((any::<u8>(), any::<u8>()), 0..400),
         faulty in prop::option::of(0_usize..6),
+        pinned in prop::option::of(0_usize..6),
     ) {
         let managers = if hold { ManagerPolicy::HoldDrained } else { ManagerPolicy::Rolling };
         let mut world = World::new(3, workers, policy(managers, at_once), &placement, faulty);
+        world.pin(pinned);
         run(&mut world, &events);
         match &world.rollout.phase {
             Phase::Ended { aborted } => {
@@ -701,9 +726,11 @@ proptest! {
         hold in any::<bool>(),
         placement in prop::collection::vec(any::<u8>(), 0..8),
         events in prop::collection::vec((any::<u8>(), any::<u8>()), 0..400),
+        pinned in prop::option::of(0_usize..6),
     ) {
         let managers = if hold { ManagerPolicy::HoldDrained } else { ManagerPolicy::Rolling };
         let mut world = World::new(3, 2, policy(managers, 1), &placement, None);
+        world.pin(pinned);
         for (kind, at) in events {
             world.event(kind, at);
         }
