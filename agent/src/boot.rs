@@ -39,7 +39,8 @@ const WENT_DOWN: &str = "the node went down before its new engine was verified";
 
 /// What an operator does who was told that recovery failed.
 pub const RECOVERY_HINT: &str = "the engine is kept from starting; look at what is named, and when its files are in order: \
-     rm /etc/systemd/system/*.requires/requeen-recover.service; systemctl daemon-reload; systemctl start docker";
+     rm /etc/systemd/system/*.requires/requeen-recover.service; systemctl daemon-reload; systemctl start docker; \
+     systemctl reset-failed requeen-recover";
 
 /// The units can't be put on the host, or taken from it.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +101,8 @@ pub fn remove_recovery(root: &HostRoot) -> Result<(), UnitError> {
 /// Takes both units away: the rollout has ended.
 pub fn remove(root: &HostRoot) -> Result<(), UnitError> {
     remove_recovery(root)?;
+    // A unit that failed is remembered without its file too, and would be held against the next rollout. Mostly none did.
+    let _ = root.run("systemctl", &["reset-failed", RECOVER_UNIT], SYSTEMCTL_LIMIT);
     unlink_unit(root, RESUME_WANTED_BY, RESUME_UNIT)?;
     // systemd may go on wanting it, which is no requirement.
     remove_file(root, &format!("{UNITS}/{RESUME_UNIT}"))
@@ -133,13 +136,15 @@ fn recover_unit(program: &str, engine: &[String], layout: &Layout) -> String {
          Conflicts=shutdown.target\n\
          Before=shutdown.target {before}\n\
          After=local-fs.target\n\
-         RequiresMountsFor={state} {mounts}\n\
+         RequiresMountsFor={state} {mounts} {program}\n\
          # Without the program there is nothing to be done with, and the files are of one set at any time.\n\
          ConditionFileIsExecutable={program}\n\
          \n\
          [Service]\n\
          Type=oneshot\n\
          RemainAfterExit=yes\n\
+         # A disk that hangs must not keep all of the boot waiting for ever, only the engine.\n\
+         TimeoutStartSec=300\n\
          ExecStart={program} recover\n",
         state = requeen_protocol::STATE_DIR,
     )
@@ -262,7 +267,8 @@ fn remedy(phase: &Phase) -> Remedy {
         | Phase::SwitchingBack { .. }
         | Phase::StartingOld { .. } => Remedy::Back,
         // Making files plain goes on with the engine up.
-        Phase::Running { .. }
+        Phase::Joining { .. }
+        | Phase::Running { .. }
         | Phase::SettlingNew { .. }
         | Phase::SettlingOld { .. }
         | Phase::Upgraded { .. }
@@ -303,7 +309,10 @@ fn recover_by(root: &HostRoot, act: swap::Actor<'_>) -> Result<(), RecoverError>
         (Remedy::Back, Some(plan)) => {
             swap::switch_by(root, &Store::open(root)?, plan, &plan.from, act)?;
             taken_back(&mut journal)?;
-            journal.store(root)?;
+            if let Err(error) = journal.store(root) {
+                // The files are in order. From what the journal says still, the executor comes to the same end.
+                tracing::warn!(%lease, "{}", chain(&error));
+            }
         }
     }
     tracing::info!(%lease, ?remedy, "the engine may start");
@@ -351,6 +360,7 @@ fn taken_back(journal: &mut Journal) -> Result<(), JournalError> {
         | Phase::Switching
         | Phase::Starting
         | Phase::Verifying
+        | Phase::Joining { .. }
         | Phase::Running { .. }
         | Phase::SettlingNew { .. }
         | Phase::SettlingOld { .. }

@@ -215,7 +215,11 @@ fn the_reason_to_go_back_is_kept() {
 
 #[test]
 fn a_set_that_was_proved_healthy_stays() {
-    for phase in [Phase::Running { engine_down_ms: 5 }, Phase::SettlingNew { engine_down_ms: 5 }] {
+    for phase in [
+        Phase::Joining { engine_down_ms: 5 },
+        Phase::Running { engine_down_ms: 5 },
+        Phase::SettlingNew { engine_down_ms: 5 },
+    ] {
         let scene = scene();
         scene.link();
         scene.switch();
@@ -308,7 +312,7 @@ fn both_units_come_and_go() {
         "DefaultDependencies=no",
         "Before=shutdown.target docker.service docker.socket containerd.service",
         "After=local-fs.target",
-        "RequiresMountsFor=/var/lib/requeen /usr/bin /usr/sbin",
+        &format!("RequiresMountsFor=/var/lib/requeen /usr/bin /usr/sbin {PROGRAM}"),
         &format!("ExecStart={PROGRAM} recover"),
     ] {
         assert!(there[RECOVER_UNIT].lines().any(|it| it == line), "{line:?} is missing in {}", there[RECOVER_UNIT]);

@@ -90,7 +90,12 @@ pub enum Phase {
     Starting,
     /// The new engine was started and is being verified.
     Verifying,
-    /// The new engine is verified locally; the links are still there.
+    /// The new engine is verified; it has yet to join its swarm, however long that takes.
+    Joining {
+        /// How long the engine's API was gone, milliseconds.
+        engine_down_ms: u64,
+    },
+    /// The new engine is verified and has joined its swarm; the links are still there.
     Running {
         /// How long the engine's API was gone, milliseconds.
         engine_down_ms: u64,
@@ -161,6 +166,7 @@ enum Kind {
     Switching,
     Starting,
     Verifying,
+    Joining,
     Running,
     SwitchingBack,
     StartingOld,
@@ -184,7 +190,8 @@ impl Kind {
             Kind::Stopping => &[Kind::Linked, Kind::Switching, Kind::StartingOld],
             Kind::Switching => &[Kind::Starting, Kind::SwitchingBack],
             Kind::Starting => &[Kind::Verifying, Kind::SwitchingBack],
-            Kind::Verifying => &[Kind::Running, Kind::SwitchingBack],
+            Kind::Verifying => &[Kind::Joining, Kind::SwitchingBack],
+            Kind::Joining => &[Kind::Running, Kind::SwitchingBack],
             Kind::Running => &[Kind::SettlingNew, Kind::SwitchingBack],
             Kind::SwitchingBack => &[Kind::StartingOld],
             Kind::StartingOld => &[Kind::SettlingOld],
@@ -206,6 +213,7 @@ impl Phase {
             Phase::Switching => Kind::Switching,
             Phase::Starting => Kind::Starting,
             Phase::Verifying => Kind::Verifying,
+            Phase::Joining { .. } => Kind::Joining,
             Phase::Running { .. } => Kind::Running,
             Phase::SwitchingBack { .. } => Kind::SwitchingBack,
             Phase::StartingOld { .. } => Kind::StartingOld,
@@ -236,6 +244,7 @@ impl Phase {
             | Kind::Switching
             | Kind::Starting
             | Kind::Verifying
+            | Kind::Joining
             | Kind::Running
             | Kind::SwitchingBack
             | Kind::StartingOld
@@ -252,6 +261,7 @@ impl Phase {
             | Kind::Switching
             | Kind::Starting
             | Kind::Verifying
+            | Kind::Joining
             | Kind::SwitchingBack
             | Kind::StartingOld => true,
             Kind::Leased
@@ -275,6 +285,7 @@ impl Phase {
             | Kind::Switching
             | Kind::Starting
             | Kind::Verifying
+            | Kind::Joining
             | Kind::Running
             | Kind::SwitchingBack
             | Kind::StartingOld
@@ -427,6 +438,7 @@ impl Journal {
                 | Kind::Switching
                 | Kind::Starting
                 | Kind::Verifying
+                | Kind::Joining
                 | Kind::Running
                 | Kind::SwitchingBack
                 | Kind::StartingOld

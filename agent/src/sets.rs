@@ -503,7 +503,7 @@ fn take(source: &Path, to: &Path) -> io::Result<SetFile> {
 }
 
 /// Gives `to` the SELinux label of `from`, where files have any.
-fn copy_label(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn copy_label(from: &Path, to: &Path) -> io::Result<()> {
     match xattr::get(from, SELINUX_LABEL) {
         Ok(Some(label)) if xattr::get(to, SELINUX_LABEL)?.as_ref() != Some(&label) => {
             xattr::set(to, SELINUX_LABEL, &label)

@@ -148,6 +148,7 @@ impl Executor<'_> {
             | Phase::Switching
             | Phase::Starting
             | Phase::Verifying
+            | Phase::Joining { .. }
             | Phase::Running { .. }
             | Phase::SwitchingBack { .. }
             | Phase::StartingOld { .. }

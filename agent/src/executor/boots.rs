@@ -22,9 +22,8 @@ impl Executor<'_> {
         boot::install(&self.options.root, layout, &program, self.options.port).map_err(|error| chain(&error))
     }
 
-    /// The node's files are in order: no boot has to see to that any more, and packages may be installed again.
-    pub(super) fn work_is_over(&mut self) {
-        self.packages = None;
+    /// The node's files are in order, and no boot has to see to that any more.
+    pub(super) fn no_more_recovery(&self) {
         if let Err(error) = boot::remove_recovery(&self.options.root) {
             // It finds nothing to do, and goes with the rollout.
             tracing::warn!("{} stays for now: {}", boot::RECOVER_UNIT, chain(&error));

@@ -105,6 +105,7 @@ pub(crate) fn lease_is_over(work: &Work, boot_id: &str, now: BootTime) -> bool {
         | Phase::Switching
         | Phase::Starting
         | Phase::Verifying
+        | Phase::Joining { .. }
         | Phase::Running { .. }
         | Phase::SwitchingBack { .. }
         | Phase::StartingOld { .. }
@@ -152,7 +153,7 @@ fn decided(view: View<'_>, heard: &Heard, now: BootTime) -> Result<Decision, Ref
         Order::SwitchBack { lease, reason } => {
             known(view, lease)?;
             let phase = &held(view, lease)?.phase;
-            if matches!(phase, Phase::Verifying | Phase::Running { .. }) {
+            if matches!(phase, Phase::Verifying | Phase::Joining { .. } | Phase::Running { .. }) {
                 Ok(plain(Act::SwitchBack { reason: reason.clone() }))
             } else if is_going_back(phase) {
                 Ok(plain(Act::Nothing))
@@ -228,6 +229,7 @@ fn hold(view: View<'_>, sent: BootTime, lease: &Lease, now: BootTime) -> Result<
             | Phase::Switching
             | Phase::Starting
             | Phase::Verifying
+            | Phase::Joining { .. }
             | Phase::Running { .. }
             | Phase::SwitchingBack { .. }
             | Phase::StartingOld { .. }
@@ -340,6 +342,7 @@ pub(crate) fn name(phase: &Phase) -> &'static str {
         Phase::Switching => "switching",
         Phase::Starting => "starting",
         Phase::Verifying => "verifying",
+        Phase::Joining { .. } => "joining",
         Phase::Running { .. } => "running",
         Phase::SwitchingBack { .. } => "switching back",
         Phase::StartingOld { .. } => "starting the old engine",

@@ -100,6 +100,7 @@ fn committed() -> Vec<Phase> {
         Phase::Switching,
         Phase::Starting,
         Phase::Verifying,
+        Phase::Joining { engine_down_ms: 1 },
         Phase::Running { engine_down_ms: 1 },
         Phase::SwitchingBack { reason: String::new(), log: vec![] },
         Phase::StartingOld { reason: String::new(), log: vec![] },
@@ -222,6 +223,9 @@ fn settling_and_going_back_have_their_moments() {
     let verifying = Case::at(Phase::Verifying);
     assert_eq!(verifying.act(settle()), Act::Refuse(Refusal::Phase("verifying")));
     assert_eq!(verifying.act(back()), going_back);
+    let joining = Case::at(Phase::Joining { engine_down_ms: 1 });
+    assert_eq!(joining.act(settle()), Act::Refuse(Refusal::Phase("joining")));
+    assert_eq!(joining.act(back()), going_back);
     for phase in [Phase::Leased, Phase::Linked, Phase::Switching, Phase::Starting] {
         let case = Case::at(phase.clone());
         assert_eq!(case.act(settle()), Act::Refuse(Refusal::Phase(name(&phase))));

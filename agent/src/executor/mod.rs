@@ -27,7 +27,7 @@ use crate::collect::Collector;
 use crate::engine::systemd::Systemd;
 use crate::host::HostRoot;
 use crate::host::layout::{self, Layout};
-use crate::journal::{JOURNAL_PATH, Journal, JournalError, Phase};
+use crate::journal::{JOURNAL_PATH, Journal, JournalError, Phase, Work};
 use crate::lock::{self, Held};
 use crate::memo;
 use crate::packages;
@@ -188,9 +188,7 @@ impl<'a> Executor<'a> {
         if let Some(work) = &self.journal.work {
             tracing::info!(lease = %work.lease, step = decide::name(&work.phase), "going on");
             self.prepare_again(work);
-            if !work.phase.is_final() {
-                self.packages = packages::keep(root).inspect_err(|taken| tracing::warn!("{}", chain(taken))).ok();
-            }
+            self.packages = keep_packages(root, work);
             if lease_is_over(work, &self.boot_id, (self.options.clock)()) {
                 self.give_up("its lease is over");
                 return;
@@ -252,6 +250,11 @@ impl<'a> Executor<'a> {
         if self.going_down && !self.host_goes_down().await {
             self.going_down = false;
             self.start_work();
+        }
+        if self.packages.is_none()
+            && let Some(work) = &self.journal.work
+        {
+            self.packages = keep_packages(&self.options.root, work);
         }
         let now = (self.options.clock)();
         if let Some(work) = &self.journal.work
@@ -394,8 +397,9 @@ impl<'a> Executor<'a> {
                 if let Err(error) = self.journal.forget() {
                     tracing::warn!("{}", chain(&error));
                 }
+                self.packages = None;
                 if self.store("unlink") {
-                    self.work_is_over();
+                    self.no_more_recovery();
                 }
             }
             After::HostGoesDown => {
@@ -432,6 +436,7 @@ impl<'a> Executor<'a> {
             | Phase::Unlinking
             | Phase::Stopping { .. }
             | Phase::Verifying
+            | Phase::Joining { .. }
             | Phase::Running { .. }
             | Phase::SwitchingBack { .. }
             | Phase::StartingOld { .. }
@@ -448,8 +453,11 @@ impl<'a> Executor<'a> {
             self.not_done();
             return;
         }
-        if on_disk && self.journal.work.as_ref().is_some_and(|work| work.phase.is_final()) {
-            self.work_is_over();
+        if self.journal.work.as_ref().is_some_and(|work| work.phase.is_final()) {
+            self.packages = None;
+            if on_disk {
+                self.no_more_recovery();
+            }
         }
         self.start_work();
     }
@@ -508,6 +516,15 @@ impl<'a> Executor<'a> {
     }
 }
 
+/// The locks of package managers for unfinished work; none while somebody else has one, who may have come in between two
+/// executors.
+fn keep_packages(root: &HostRoot, work: &Work) -> Option<packages::Kept> {
+    if work.phase.is_final() {
+        return None;
+    }
+    packages::keep(root).inspect_err(|taken| tracing::warn!(lease = %work.lease, "{}", chain(taken))).ok()
+}
+
 fn note(phase: &Phase) -> String {
     match phase {
         Phase::Stopping { permit } => format!("stopping the engine, by permit {permit}"),
@@ -524,6 +541,7 @@ fn note(phase: &Phase) -> String {
         | Phase::Switching
         | Phase::Starting
         | Phase::Verifying
+        | Phase::Joining { .. }
         | Phase::StartingOld { .. }
         | Phase::SettlingNew { .. }
         | Phase::SettlingOld { .. }

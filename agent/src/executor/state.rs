@@ -30,7 +30,7 @@ pub(crate) fn node_state(
         Phase::Stopping { .. } => swapping(SwapPhase::Stopping),
         Phase::Switching => swapping(SwapPhase::Switching),
         Phase::Starting => swapping(SwapPhase::Starting),
-        Phase::Verifying => swapping(SwapPhase::Verifying),
+        Phase::Verifying | Phase::Joining { .. } => swapping(SwapPhase::Verifying),
         Phase::SwitchingBack { .. } | Phase::StartingOld { .. } => swapping(SwapPhase::SwitchingBack),
         Phase::SettlingNew { .. } | Phase::SettlingOld { .. } => swapping(SwapPhase::Settling),
         Phase::Running { engine_down_ms } => NodeState::Running { rollout, lease, engine_down_ms: *engine_down_ms },

@@ -75,6 +75,7 @@ pub(crate) fn of(tools: &Tools, work: &Work) -> Option<Running> {
             | Phase::Switching
             | Phase::Starting
             | Phase::Verifying
+            | Phase::Joining { .. }
             | Phase::Running { .. }
             | Phase::SwitchingBack { .. }
             | Phase::StartingOld { .. }
@@ -99,6 +100,7 @@ pub(crate) fn of(tools: &Tools, work: &Work) -> Option<Running> {
         Phase::Switching => Some(Box::pin(unless_host_goes_down(tools, job.switch()))),
         Phase::Starting => Some(Box::pin(unless_host_goes_down(tools, job.start()))),
         Phase::Verifying => Some(Box::pin(unless_host_goes_down(tools, job.verify()))),
+        Phase::Joining { engine_down_ms } => Some(Box::pin(job.join(engine_down_ms))),
         Phase::SwitchingBack { reason, log } => {
             Some(Box::pin(unless_host_goes_down(tools, job.switch_back(reason, log))))
         }
@@ -195,13 +197,14 @@ impl Job {
 
     async fn verify(self) -> After {
         match self.verified(&self.plan.to, &self.work.to_version).await {
-            Ok(up) => {
-                let engine_down_ms = self.down_until(up);
-                self.joined().await;
-                After::Phase(Phase::Running { engine_down_ms })
-            }
+            Ok(up) => After::Phase(Phase::Joining { engine_down_ms: self.down_until(up) }),
             Err(unfit) => self.back(unfit.to_string()).await,
         }
+    }
+
+    async fn join(self, engine_down_ms: u64) -> After {
+        self.joined().await;
+        After::Phase(Phase::Running { engine_down_ms })
     }
 
     async fn switch_back(self, reason: String, log: Vec<String>) -> After {

@@ -23,11 +23,13 @@ use tokio::time::Instant;
 
 use crate::host::HostRoot;
 use crate::lock::{self, LockError};
-use crate::sets::digest_file;
+use crate::sets::{copy_label, digest_file};
 use crate::words::chain;
 
 /// So long the executor may take to hold its lock.
 const CALL_HOME: Duration = Duration::from_secs(10);
+/// A program of every host that systemd may start.
+const LABELLED: &str = "/usr/bin/env";
 /// How often the lock is looked at: the kernel tells nobody that a lock was taken.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -192,6 +194,12 @@ fn install(root: &HostRoot) -> Result<String, LaunchError> {
         File::open(&dir)?.sync_all()
     };
     copy().map_err(failed(&path))?;
+    // Where files have such labels, systemd may not start a program with the one of its folder.
+    if let Ok(program) = root.resolve(LABELLED)
+        && let Err(error) = copy_label(&program, &target)
+    {
+        tracing::warn!("{path} can't get the SELinux label of {LABELLED}: {error}");
+    }
     Ok(path)
 }
 

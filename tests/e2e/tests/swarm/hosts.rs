@@ -54,7 +54,7 @@ pub(crate) fn hosts_that_cannot_follow_are_refused(world: &World) -> Result<()> 
     let small = world.small()?;
     let (first, worker) = (small.first()?, small.worker()?);
     small.with_agents()?;
-    let place = product::copy_bundle(first, &bundle(Suite::Trixie)?)?;
+    let place = product::copy_bundle(first, &bundle(Suite::Sid)?)?;
     let plan = ["plan", "--bundle", &place, "--only", "w1"];
     requeen_ok(first, &plan)?;
     for Trouble { make, mend, anew, words } in TROUBLES {

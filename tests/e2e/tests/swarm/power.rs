@@ -118,6 +118,9 @@ fn recovered(node: &Node, remedy: &str) -> Result<()> {
     // Once the work is done the unit is gone, and has no times any more.
     let [recovery, engine] = times[..] else { anyhow::bail!("times: {times:?}") };
     ensure!(recovery <= engine, "the engine was started at {engine} µs, before the recovery's end at {recovery} µs");
+    let took =
+        "systemctl show --property=ExecMainStartTimestampMonotonic,ExecMainExitTimestampMonotonic requeen-recover";
+    eprintln!("{node}: the recovery's times, in µs: {}", node.sh(took)?.trimmed().replace('\n', ", "));
     Ok(())
 }
 
