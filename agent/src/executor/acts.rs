@@ -1,15 +1,16 @@
 //! What the executor does when an order tells it to: each of these ends in a phase of the journal, whose
-//! work follows from there.
+//! work follows from there, or in the end of its life.
 
 use requeen_protocol::{EngineFile, Lease, PermitId};
 
 use super::Executor;
 use super::work::After;
+use crate::boot;
 use crate::clock::BootTime;
 use crate::engine::systemd::EngineControl;
-use crate::journal::{Phase, Work};
+use crate::journal::{JOURNAL_PATH, JournalError, Phase, Work};
 use crate::packages;
-use crate::staged::Outcome;
+use crate::staged::{self, Outcome};
 use crate::swap;
 use crate::words::chain;
 
@@ -157,6 +158,43 @@ impl Executor<'_> {
             | Phase::Upgraded { .. }
             | Phase::RolledBack { .. }
             | Phase::Stuck { .. } => {}
+        }
+    }
+
+    /// The rollout has ended: leaves nothing behind that only it needed.
+    pub(super) fn clean_up(&mut self) {
+        let root = &self.options.root;
+        tracing::info!(node = %self.observed.swarm.node, "the rollout has ended");
+        if self.damaged.is_some() {
+            // Kept for whoever looks into it; the next rollout begins with a new one.
+            let path = root.join(JOURNAL_PATH);
+            if let Err(error) = std::fs::rename(&path, path.with_extension("json.damaged")) {
+                tracing::warn!("{JOURNAL_PATH}: {error}");
+            }
+        } else {
+            let forgotten: Result<(), JournalError> = self.journal.forget();
+            if let Err(error) = forgotten.and_then(|()| self.journal.store(root)) {
+                tracing::warn!("{}", chain(&error));
+            }
+        }
+        if let Err(error) = boot::remove(root) {
+            tracing::warn!("the units for a boot stay: {}", chain(&error));
+        }
+        if let Err(error) = staged::forget(root) {
+            tracing::warn!("the rollout's files can't be removed: {error}");
+        }
+        // Where something went wrong every set stays, for whoever looks into it.
+        if self.damaged.is_none()
+            && let Some(tools) = &self.tools
+            && let Err(error) = tools.store.prune(&[])
+        {
+            tracing::warn!("old sets can't be removed: {}", chain(&error));
+        }
+        // The next executor is a fresh copy.
+        if let Ok(own) = std::env::current_exe()
+            && own.starts_with(root.join(requeen_protocol::STATE_DIR))
+        {
+            let _ = std::fs::remove_file(own);
         }
     }
 }

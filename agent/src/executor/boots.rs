@@ -32,9 +32,6 @@ impl Executor<'_> {
 
     /// Work that was found unfinished is prepared for by this program: the one that began it may be gone.
     pub(super) fn prepare_again(&self, work: &Work) {
-        if work.phase.is_final() {
-            return;
-        }
         if let Err(why) = self.prepare_for_boots() {
             tracing::warn!(lease = %work.lease, "the next boot may not find its way: {why}");
         }

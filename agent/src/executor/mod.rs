@@ -27,13 +27,13 @@ use crate::collect::Collector;
 use crate::engine::systemd::Systemd;
 use crate::host::HostRoot;
 use crate::host::layout::{self, Layout};
-use crate::journal::{JOURNAL_PATH, Journal, JournalError, Phase, Work};
+use crate::journal::{JOURNAL_PATH, Journal, Phase};
 use crate::lock::{self, Held};
 use crate::memo;
 use crate::packages;
 use crate::reporter::{Backoff, Chance, Heard, Say, converse};
 use crate::sets::Store;
-use crate::staged::{self, Staged};
+use crate::staged::Staged;
 use crate::words::chain;
 use decide::{Act, View, decide, lease_is_over};
 use observe::Observed;
@@ -187,8 +187,11 @@ impl<'a> Executor<'a> {
         let root = &self.options.root;
         if let Some(work) = &self.journal.work {
             tracing::info!(lease = %work.lease, step = decide::name(&work.phase), "going on");
-            self.prepare_again(work);
-            self.packages = keep_packages(root, work);
+            if !work.phase.is_final() {
+                self.prepare_again(work);
+                let kept = packages::keep(root).inspect_err(|taken| tracing::warn!("{}", chain(taken)));
+                self.packages = kept.ok();
+            }
             if lease_is_over(work, &self.boot_id, (self.options.clock)()) {
                 self.give_up("its lease is over");
                 return;
@@ -251,10 +254,12 @@ impl<'a> Executor<'a> {
             self.going_down = false;
             self.start_work();
         }
+        // Somebody may have come in between two executors.
         if self.packages.is_none()
-            && let Some(work) = &self.journal.work
+            && self.damaged.is_none()
+            && self.journal.work.as_ref().is_some_and(|work| !work.phase.is_final())
         {
-            self.packages = keep_packages(&self.options.root, work);
+            self.packages = packages::keep(&self.options.root).ok();
         }
         let now = (self.options.clock)();
         if let Some(work) = &self.journal.work
@@ -477,52 +482,6 @@ impl<'a> Executor<'a> {
             }
         }
     }
-
-    /// The rollout has ended: leaves nothing behind that only it needed.
-    fn clean_up(&mut self) {
-        let root = &self.options.root;
-        tracing::info!(node = %self.observed.swarm.node, "the rollout has ended");
-        if self.damaged.is_some() {
-            // Kept for whoever looks into it; the next rollout begins with a new one.
-            let path = root.join(JOURNAL_PATH);
-            if let Err(error) = std::fs::rename(&path, path.with_extension("json.damaged")) {
-                tracing::warn!("{JOURNAL_PATH}: {error}");
-            }
-        } else {
-            let forgotten: Result<(), JournalError> = self.journal.forget();
-            if let Err(error) = forgotten.and_then(|()| self.journal.store(root)) {
-                tracing::warn!("{}", chain(&error));
-            }
-        }
-        if let Err(error) = boot::remove(root) {
-            tracing::warn!("the units for a boot stay: {}", chain(&error));
-        }
-        if let Err(error) = staged::forget(root) {
-            tracing::warn!("the rollout's files can't be removed: {error}");
-        }
-        // Where something went wrong every set stays, for whoever looks into it.
-        if self.damaged.is_none()
-            && let Some(tools) = &self.tools
-            && let Err(error) = tools.store.prune(&[])
-        {
-            tracing::warn!("old sets can't be removed: {}", chain(&error));
-        }
-        // The next executor is a fresh copy.
-        if let Ok(own) = std::env::current_exe()
-            && own.starts_with(root.join(requeen_protocol::STATE_DIR))
-        {
-            let _ = std::fs::remove_file(own);
-        }
-    }
-}
-
-/// The locks of package managers for unfinished work; none while somebody else has one, who may have come in between two
-/// executors.
-fn keep_packages(root: &HostRoot, work: &Work) -> Option<packages::Kept> {
-    if work.phase.is_final() {
-        return None;
-    }
-    packages::keep(root).inspect_err(|taken| tracing::warn!(lease = %work.lease, "{}", chain(taken))).ok()
 }
 
 fn note(phase: &Phase) -> String {

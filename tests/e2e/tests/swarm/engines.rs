@@ -9,7 +9,7 @@ use e2e::bundles::{self, Failing};
 use lab::Node;
 use serde_json::Value;
 
-use crate::faults::{and_back, changed, upgraded, wait_for_shown, with_other_runc};
+use crate::faults::{and_back, changed, upgraded, wait_for_shown, with_other_runc, with_slow_start};
 use crate::operator::{requeen, requeen_ok, wait_for_end};
 use crate::world::World;
 
@@ -18,14 +18,6 @@ const WORKER: &str = "w1";
 
 /// How long a new engine may be silent here.
 const START_TIMEOUT: &str = "15s";
-
-/// Lets the worker's engine take a minute to start.
-const SLOW: &str = "mkdir --parents /etc/systemd/system/docker.service.d && \
-                    printf '[Service]\\nExecStartPre=/bin/sleep 60\\n' > /etc/systemd/system/docker.service.d/slow.conf && \
-                    systemctl daemon-reload";
-
-/// Takes [`SLOW`] back.
-const QUICK: &str = "rm -r /etc/systemd/system/docker.service.d && systemctl daemon-reload";
 
 /// One engine ends after ten seconds, one never says anything: the old one runs again, from its own files.
 pub(crate) fn engines_that_fail_late_are_rolled_back(world: &World) -> Result<()> {
@@ -61,10 +53,7 @@ pub(crate) fn an_engine_that_starts_slowly_is_waited_for(world: &World) -> Resul
     small.with_agents()?;
     let place = with_other_runc(small)?;
     and_back(small, || {
-        worker.sh(SLOW)?;
-        let output = requeen_ok(first, &["upgrade", "--bundle", &place, "--only", WORKER]);
-        worker.sh(QUICK)?;
-        output?;
+        with_slow_start(worker, 60, || requeen_ok(first, &["upgrade", "--bundle", &place, "--only", WORKER]))?;
         wait_for_end(first)?;
         wait_for_shown(first, "the upgraded worker", WORKER, upgraded)
     })

@@ -95,6 +95,16 @@ pub(crate) fn runc(node: &Node) -> Result<String> {
     Ok(node.sh("sha256sum < $(command -v runc) | cut -c1-64")?.trimmed().to_owned())
 }
 
+/// Runs something while a node's engine takes so many seconds to start.
+pub(crate) fn with_slow_start<T>(node: &Node, secs: u32, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    let (folder, reload) = ("/etc/systemd/system/docker.service.d", "systemctl daemon-reload");
+    let text = format!("[Service]\\nExecStartPre=/bin/sleep {secs}\\n");
+    node.sh(&format!("mkdir {folder} && printf '{text}' > {folder}/slow.conf && {reload}"))?;
+    let ran = run();
+    node.sh(&format!("rm -r {folder} && {reload}"))?;
+    ran
+}
+
 /// Starts the service [`STUBBORN`] on a node; [`and_back`] removes it.
 pub(crate) fn stubborn_task(manager: &Node, node: &str) -> Result<()> {
     let place = format!("node.hostname=={node}");

@@ -9,7 +9,8 @@ use lab::{Node, wait};
 use serde_json::Value;
 
 use crate::faults::{
-    JOURNAL, and_back, base, other_runc, runc, stubborn_task, upgraded, wait_for_shown, wait_for_words, with_other_runc,
+    JOURNAL, and_back, base, other_runc, runc, stubborn_task, upgraded, wait_for_shown, wait_for_words,
+    with_other_runc, with_slow_start,
 };
 use crate::operator::{requeen_ok, status, wait_for_end, wait_for_node};
 use crate::small::Small;
@@ -20,13 +21,6 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// The worker, by name.
 const WORKER: &str = "w1";
-
-/// Lets an engine take its time to start, so that the power can fail meanwhile on a machine of any speed.
-const SLOW: &str = "mkdir --parents /etc/systemd/system/docker.service.d && printf '[Service]\\nExecStartPre=/bin/sleep 5\\n' \
-                    > /etc/systemd/system/docker.service.d/slow.conf && systemctl daemon-reload";
-
-/// Takes [`SLOW`] back.
-const QUICK: &str = "rm -r /etc/systemd/system/docker.service.d && systemctl daemon-reload";
 
 /// The power fails while tasks are waited for. Nothing was stopped: the lease is granted anew, and the node is upgraded.
 pub(crate) fn power_fails_while_a_node_is_emptied(world: &World) -> Result<()> {
@@ -50,12 +44,13 @@ pub(crate) fn power_fails_while_the_engine_is_replaced(world: &World) -> Result<
     let small = world.small()?;
     let (first, worker) = (small.first()?, small.worker()?);
     begin(small, |place, old| {
-        worker.sh(SLOW)?;
-        requeen_ok(first, &["upgrade", "--bundle", place, "--only", WORKER, "--detach"])?;
-        let cut =
-            wait_for_phase(worker, "stopping").and_then(|()| Ok(worker.kill()?)).and_then(|()| Ok(worker.start()?));
-        worker.sh(QUICK)?;
-        cut?;
+        // The power fails meanwhile, however quick the machine is.
+        with_slow_start(worker, 5, || {
+            requeen_ok(first, &["upgrade", "--bundle", place, "--only", WORKER, "--detach"])?;
+            wait_for_phase(worker, "stopping")?;
+            worker.kill()?;
+            Ok(worker.start()?)
+        })?;
         recovered(worker, "Back")?;
         wait_for_shown(first, "the worker rolled back", WORKER, rolled_back)?;
         let phase = status(first)?.pointer("/rollout/phase").cloned().unwrap_or_default();
