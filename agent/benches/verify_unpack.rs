@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use agent::host::HostRoot;
 use agent::host::layout::Layout;
+use agent::host::manager::ServiceManager;
 use agent::sets::{SetId, Store};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -103,9 +104,11 @@ impl Host {
         let layout = Layout {
             targets: EngineFile::ALL.iter().map(|&file| (file, format!("/usr/bin/{file}"))).collect(),
             present: EngineFile::ALL.iter().copied().collect(),
+            manager: ServiceManager::Systemd,
             docker_unit: "docker.service".to_owned(),
             containerd_unit: None,
             has_socket_unit: false,
+            log_file: None,
             dockerd_argv: Vec::new(),
             data_root: String::new(),
             exec_root: String::new(),

@@ -3,13 +3,13 @@
 //! While the node is drained the swarm starts no agent on it, and what runs beside its engine ends with the machine. So as
 //! soon as it has a lease two units of this program are on the host:
 //!
-//! - [`RECOVER_UNIT`] runs before the engine's units and is required by them. It puts the files in order: [`recover`]. Until the
+//! - [`RECOVER_UNIT`] runs before the engine's units and is required by them. It puts the files in order: [`crate::recovery`]. Until the
 //!   node's work is done.
 //! - [`RESUME_UNIT`] is the executor again, which goes on from there. Until the rollout ends.
 //!
-//! Recovery needs neither the network nor an engine. A set of files that was not proved healthy is switched back: whether
-//! it would have come up nobody knows. Where the journal can't be trusted nothing is guessed: recovery fails, and the engine
-//! stays down until somebody has looked.
+//! Where there is no systemd, init scripts do the same: [`scripts`].
+
+pub(crate) mod scripts;
 
 use std::fs;
 use std::io;
@@ -17,11 +17,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::host::layout::Layout;
+use crate::host::manager::ServiceManager;
 use crate::host::{HostRoot, files};
-use crate::journal::{JOURNAL_PATH, Journal, JournalError, Phase, Work};
-use crate::lock::{self, LockError};
-use crate::sets::{SetError, Store};
-use crate::swap::{self, SwapError, SwapPlan};
 use crate::words::chain;
 
 pub use requeen_protocol::{RECOVER_UNIT, RESUME_UNIT};
@@ -34,11 +31,13 @@ const RESUME_WANTED_BY: &str = "multi-user.target.wants";
 /// systemd reads all of its units again, or tells of some.
 pub(crate) const SYSTEMCTL_LIMIT: Duration = Duration::from_secs(60);
 
-/// What the journal says of a node that was taken back, and the operator reads.
-const WENT_DOWN: &str = "the node went down before its new engine was verified";
-
 /// What an operator does who was told that recovery failed.
-pub const RECOVERY_HINT: &str = "the engine is kept from starting; look at what is named, and when its files are in order: \
+pub fn recovery_hint(root: &HostRoot) -> &'static str {
+    if ServiceManager::of(root).runs_scripts() { scripts::RECOVERY_HINT } else { RECOVERY_HINT }
+}
+
+/// The same where units keep the engine from starting.
+const RECOVERY_HINT: &str = "the engine is kept from starting; look at what is named, and when its files are in order: \
      rm /etc/systemd/system/*.requires/requeen-recover.service; systemctl daemon-reload; systemctl start docker; \
      systemctl reset-failed requeen-recover";
 
@@ -51,25 +50,11 @@ pub struct UnitError {
     source: io::Error,
 }
 
-/// The node's files are not in order, and the engine must not start.
-#[derive(Debug, thiserror::Error)]
-pub enum RecoverError {
-    /// The journal says nothing that can be trusted.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// Whether an executor lives is not known.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    /// The sets can't be looked at.
-    #[error("the sets of engine files can't be used")]
-    Sets(#[from] SetError),
-    /// The files can't be put back.
-    #[error("the files of the previous engine can't be put in their places")]
-    Swap(#[from] SwapError),
-}
-
 /// Puts both units on the host. When this returns they outlive a power failure. Done twice it ends where once would have.
 pub fn install(root: &HostRoot, layout: &Layout, program: &Path, port: u16) -> Result<(), UnitError> {
+    if layout.manager.runs_scripts() {
+        return scripts::install(root, program, port);
+    }
     let engine = engine_units(layout);
     let recover = recover_unit(&program.to_string_lossy(), &engine, layout);
     let resume = resume_unit(&program.to_string_lossy(), port, &engine);
@@ -82,6 +67,7 @@ pub fn install(root: &HostRoot, layout: &Layout, program: &Path, port: u16) -> R
 
 /// Takes [`RECOVER_UNIT`] away: the node's work is done.
 pub fn remove_recovery(root: &HostRoot) -> Result<(), UnitError> {
+    scripts::remove_recovery(root)?;
     // Whatever requires it is of its making: the engine's unit may have been another one.
     let there = root.resolve(UNITS).and_then(fs::read_dir).into_iter().flatten().flatten();
     let folders = there.filter_map(|entry| entry.file_name().into_string().ok());
@@ -101,6 +87,7 @@ pub fn remove_recovery(root: &HostRoot) -> Result<(), UnitError> {
 /// Takes both units away: the rollout has ended.
 pub fn remove(root: &HostRoot) -> Result<(), UnitError> {
     remove_recovery(root)?;
+    scripts::remove_resume(root)?;
     // A unit that failed is remembered without its file too, and would be held against the next rollout. Mostly none did.
     let _ = root.run("systemctl", &["reset-failed", RECOVER_UNIT], SYSTEMCTL_LIMIT);
     unlink_unit(root, RESUME_WANTED_BY, RESUME_UNIT)?;
@@ -244,135 +231,6 @@ fn place(root: &HostRoot, path: &str) -> io::Result<PathBuf> {
         folder.parent().map_or(Ok(()), files::sync_dir)?;
     }
     Ok(at)
-}
-
-/// What has to be done with the files of a node that went down in a phase, before its engine may start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Remedy {
-    /// Nothing: they are of one set, and it is the right one.
-    Nothing,
-    /// The links go: nothing was stopped, and the lease is of another boot.
-    Unlink,
-    /// The previous set becomes current again: the new one was not proved healthy.
-    Back,
-}
-
-fn remedy(phase: &Phase) -> Remedy {
-    match phase {
-        Phase::Leased | Phase::Linking | Phase::Linked | Phase::Unlinking => Remedy::Unlink,
-        Phase::Stopping { .. }
-        | Phase::Switching
-        | Phase::Starting
-        | Phase::Verifying
-        | Phase::SwitchingBack { .. }
-        | Phase::StartingOld { .. } => Remedy::Back,
-        // Making files plain goes on with the engine up.
-        Phase::Joining { .. }
-        | Phase::Running { .. }
-        | Phase::SettlingNew { .. }
-        | Phase::SettlingOld { .. }
-        | Phase::Upgraded { .. }
-        | Phase::RolledBack { .. }
-        | Phase::Stuck { .. } => Remedy::Nothing,
-    }
-}
-
-/// Puts the node's files in order before its engine starts. Done twice it ends where once would have.
-pub fn recover(root: &HostRoot) -> Result<(), RecoverError> {
-    recover_by(root, &mut swap::perform)
-}
-
-fn recover_by(root: &HostRoot, act: swap::Actor<'_>) -> Result<(), RecoverError> {
-    let Some(_lock) = lock::take(root)? else {
-        tracing::info!("an executor is at work: this is no boot");
-        return Ok(());
-    };
-    let mut journal = Journal::load(root)?;
-    let Some(Work { lease, phase, plan, .. }) = journal.work.clone() else {
-        tracing::info!("{JOURNAL_PATH} holds no work");
-        return Ok(());
-    };
-    let remedy = remedy(&phase);
-    match (remedy, &plan) {
-        (Remedy::Nothing, _) => {}
-        (Remedy::Unlink, plan) => {
-            if let Err(error) = taken_back_before_the_stop(root, &mut journal, plan.as_ref(), &phase, act) {
-                if !leads_to_old(root, plan.as_ref()) {
-                    return Err(error);
-                }
-                // The engine would start from the very files that ran: a full disk is no reason to keep it down.
-                tracing::warn!(%lease, "the links stay for now: {}", chain(&error));
-            }
-        }
-        // Nothing was linked, so nothing can have been switched.
-        (Remedy::Back, None) => {}
-        (Remedy::Back, Some(plan)) => {
-            swap::switch_by(root, &Store::open(root)?, plan, &plan.from, act)?;
-            taken_back(&mut journal)?;
-            if let Err(error) = journal.store(root) {
-                // The files are in order. From what the journal says still, the executor comes to the same end.
-                tracing::warn!(%lease, "{}", chain(&error));
-            }
-        }
-    }
-    tracing::info!(%lease, ?remedy, "the engine may start");
-    Ok(())
-}
-
-/// Plain files again, and no work.
-fn taken_back_before_the_stop(
-    root: &HostRoot,
-    journal: &mut Journal,
-    plan: Option<&SwapPlan>,
-    phase: &Phase,
-    act: swap::Actor<'_>,
-) -> Result<(), RecoverError> {
-    if let Some(plan) = plan {
-        swap::unlink_by(root, &Store::open(root)?, plan, act)?;
-    }
-    if *phase != Phase::Leased {
-        journal.advance(Phase::Unlinking)?;
-    }
-    journal.forget()?;
-    journal.store(root)?;
-    Ok(())
-}
-
-/// Whether whatever is a link leads to the files that ran before the lease, all of them.
-fn leads_to_old(root: &HostRoot, plan: Option<&SwapPlan>) -> bool {
-    let Some(plan) = plan else { return true };
-    let current = Store::existing(root).ok().flatten().and_then(|store| store.current().ok().flatten());
-    current.as_ref() == Some(&plan.from)
-}
-
-/// The old set is current; what is left is to see its engine run.
-fn taken_back(journal: &mut Journal) -> Result<(), JournalError> {
-    let Some(work) = &mut journal.work else { return Ok(()) };
-    // It is of the clock of a boot that is over.
-    work.stopped_at_ms = None;
-    let (reason, log) = match &work.phase {
-        Phase::SwitchingBack { reason, log } | Phase::StartingOld { reason, log } => (reason.clone(), log.clone()),
-        Phase::Leased
-        | Phase::Linking
-        | Phase::Linked
-        | Phase::Unlinking
-        | Phase::Stopping { .. }
-        | Phase::Switching
-        | Phase::Starting
-        | Phase::Verifying
-        | Phase::Joining { .. }
-        | Phase::Running { .. }
-        | Phase::SettlingNew { .. }
-        | Phase::SettlingOld { .. }
-        | Phase::Upgraded { .. }
-        | Phase::RolledBack { .. }
-        | Phase::Stuck { .. } => (WENT_DOWN.to_owned(), Vec::new()),
-    };
-    let next = Phase::StartingOld { reason: reason.clone(), log: log.clone() };
-    if !work.phase.may_become(&next) {
-        journal.advance(Phase::SwitchingBack { reason, log })?;
-    }
-    journal.advance(next)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Taking away what agents left on a host, and nothing else.
 //!
-//! All of it is below [`STATE_DIR`], under names that are known, but for the units of [`boot`]. What has another name there, or is of another kind, is
+//! All of it is below [`STATE_DIR`], under names that are known, but for the units and scripts of [`boot`]. What has another name there, or is of another kind, is
 //! somebody else's: it stays and is told. No symbolic link is followed on the way, and nothing is touched while an executor
 //! lives or its work is unfinished.
 
@@ -34,8 +34,17 @@ const STAGED_BUNDLES: &str = "agent/bundles";
 /// Sets that are not whole yet, or were never finished.
 const IN_THE_MAKING: [&str; 2] = [".capture", ".stage"];
 /// Files of the folder [`AGENT`]: each may have a temporary one of its name beside it.
-const RECORDS: [&str; 7] =
-    ["journal.json", "staged.json", "swarm.json", "executor.lock", "executor.log", "executor.log.old", "memo"];
+const RECORDS: [&str; 9] = [
+    "journal.json",
+    "containers.json",
+    "staged.json",
+    "swarm.json",
+    "executor.lock",
+    "executor.log",
+    "executor.log.old",
+    "recovery.log",
+    "memo",
+];
 /// A journal that could not be read and was put aside.
 const DAMAGED: &str = "journal.json.damaged";
 /// What a coordinator listens on, and under which name it was made.

@@ -12,10 +12,11 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::clock::boot_time;
+use crate::engine;
 use crate::host::HostRoot;
 use crate::launch::{HandOver, on_host};
 use crate::reporter::kernel_chance;
-use crate::{boot, executor, memory, priority, task};
+use crate::{boot, executor, memory, priority, recovery, task};
 
 const EXAMPLE: &str = "\
 Example, on any manager of the swarm:
@@ -81,6 +82,8 @@ enum Life {
 /// Runs the agent with the arguments of this process.
 pub fn main() -> ExitCode {
     memory::be_frugal();
+    #[cfg(feature = "failpoints")]
+    let _points = fail::FailScenario::setup();
     let cli = Cli::parse();
     log_to_stderr(cli.common.log_format);
     match run(cli) {
@@ -124,8 +127,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             port: cli.common.port,
             clock: boot_time,
             chance: kernel_chance,
+            control: engine::control,
         })),
-        Some(Life::Recover) => boot::recover(&HostRoot::new("/")).context(boot::RECOVERY_HINT),
+        Some(Life::Recover) => {
+            let root = HostRoot::new("/");
+            recovery::recover(&root).context(boot::recovery_hint(&root))
+        }
         Some(Life::LaunchOnHost { argv }) => Ok(on_host::run(&argv)?),
     }
 }

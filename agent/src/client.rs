@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use requeen_protocol::{
     BUNDLE_PATH, COLLECT_HEADER, COLLECT_PATH, COLLECT_SECS, Collect, Digest, ErrorBody, LONG_POLL_SECS, NodeId, Order,
-    PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report, WANTED_HEADER,
+    PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report, UNLOCK_HEADER, UnlockKey, WANTED_HEADER,
 };
 use reqwest::Response;
 use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, RANGE};
@@ -21,6 +21,7 @@ use crate::engine::api::{Manager, SwarmFacts};
 use crate::host::HostRoot;
 use crate::identity::{Files, IdentityError, Stamp};
 use crate::staged::bundle_path;
+use crate::unlock::Keys;
 use crate::words::chain;
 
 /// A manager that does not take a connection within this time is not asked further.
@@ -114,6 +115,7 @@ impl Upload {
 pub struct Client {
     root: HostRoot,
     port: u16,
+    keys: Keys,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -133,9 +135,10 @@ struct Built {
 }
 
 impl Client {
-    /// A client for coordinators on `port`.
-    pub fn new(root: &HostRoot, port: u16) -> Self {
-        Self { root: root.clone(), port, shared: Arc::default() }
+    /// A client for coordinators on `port`. On a manager of an autolocked swarm it needs a key of `keys`; what coordinators
+    /// give, it adds to them.
+    pub fn new(root: &HostRoot, port: u16, keys: &Keys) -> Self {
+        Self { root: root.clone(), port, keys: keys.clone(), shared: Arc::default() }
     }
 
     /// Posts a report to a manager and waits for the answer. Dropping the future withdraws the report. `heard_of` is the
@@ -155,6 +158,9 @@ impl Client {
             Ok(Ok(response)) => {
                 let wanted = wanted(response.headers());
                 let collect = collect(response.headers());
+                if let Some(key) = unlock_key(response.headers()) {
+                    self.keys.learn(key);
+                }
                 match response.json().await {
                     Ok(order) => {
                         if !matches!(order, Order::Standby { .. }) {
@@ -244,7 +250,7 @@ impl Client {
         {
             return Ok(built.http.clone());
         }
-        let http = build(&files, &swarm.managers, self.port)?;
+        let http = build(&files, &self.keys, &swarm.managers, self.port)?;
         shared.built = Some(Built { stamp, managers: swarm.managers.clone(), http: http.clone() });
         Ok(http)
     }
@@ -260,8 +266,13 @@ fn wanted(headers: &HeaderMap) -> Option<Digest> {
     Digest::from_hex(headers.get(WANTED_HEADER)?.to_str().ok()?).ok()
 }
 
-fn build(files: &Files, managers: &[Manager], port: u16) -> Result<reqwest::Client, ClientError> {
-    let material = files.load()?;
+/// The unlock key that goes with an answer.
+fn unlock_key(headers: &HeaderMap) -> Option<UnlockKey> {
+    UnlockKey::parse(headers.get(UNLOCK_HEADER)?.to_str().ok()?).ok()
+}
+
+fn build(files: &Files, keys: &Keys, managers: &[Manager], port: u16) -> Result<reqwest::Client, ClientError> {
+    let material = files.load(keys)?;
     let mut roots = rustls::RootCertStore::empty();
     for root in material.roots {
         roots.add(root).map_err(ClientError::Tls)?;

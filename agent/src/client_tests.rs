@@ -153,7 +153,7 @@ impl Node {
     }
 
     fn client(&self, port: u16) -> Client {
-        Client::new(&HostRoot::new(self.dir.path()), port)
+        Client::new(&HostRoot::new(self.dir.path()), port, &Keys::default())
     }
 
     async fn report(&self, client: &Client) -> Result<Order, String> {
@@ -168,6 +168,7 @@ impl Node {
             seen: None,
             memo: None,
             unreached: Vec::new(),
+            troubles: Vec::new(),
         };
         let mut why = String::new();
         for manager in &self.swarm.managers {
@@ -184,6 +185,23 @@ fn listener() -> (TcpListener, u16) {
     let listener = TcpListener::bind((here(1), 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     (listener, port)
+}
+
+#[tokio::test]
+async fn the_unlock_key_beside_an_order_is_learned_and_one_that_is_none_is_left() {
+    let key = crate::unlock::testing::UNLOCK;
+    for (header, known) in [(key, vec![UnlockKey::parse(key).unwrap()]), ("SWMKEY-0-nonsense", Vec::new())] {
+        let root = Root::new();
+        let node = Node::new(&root, &[("m1", here(1))]);
+        let (listener, port) = listener();
+        let more = format!("{UNLOCK_HEADER}: {header}\r\n");
+        Server::start(listener, &root.manager("m1"), answer("200 OK", &more, ORDER));
+        let keys = Keys::default();
+        let client = Client::new(&HostRoot::new(node.dir.path()), port, &keys);
+        assert!(matches!(node.report(&client).await, Ok(Order::Wait { .. })));
+        assert_eq!(keys.all(), known);
+        assert!(!format!("{client:?}").contains("SWMKEY"));
+    }
 }
 
 #[tokio::test]

@@ -7,10 +7,12 @@ use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use requeen_protocol::node_key::{self, NodeKey, NodeKeyError};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer};
 
 use crate::host::HostRoot;
+use crate::unlock::{COMMAND, Keys};
 
 /// The node's certificate could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -31,11 +33,22 @@ pub enum IdentityError {
         /// Why.
         source: rustls::pki_types::pem::Error,
     },
-    /// The key is encrypted: the swarm is locked.
-    #[error("{path} is encrypted: the swarm has autolock on, which this version can't open yet")]
+    /// The key is encrypted, since the swarm is autolocked, and no key that is known opens it.
+    #[error(
+        "{path} is encrypted, and its engine, which is down, locked or without a leader, gives no key for it: if this \
+         manager is locked, type `{COMMAND}` on it"
+    )]
     Encrypted {
         /// The file, as a path of the host.
         path: String,
+    },
+    /// The key is encrypted in another way than engines do it.
+    #[error("{path} is encrypted in a form that is not known")]
+    Form {
+        /// The file, as a path of the host.
+        path: String,
+        /// What of it.
+        source: NodeKeyError,
     },
 }
 
@@ -76,17 +89,31 @@ impl Files {
         Stamp(["swarm-node.crt", "swarm-node.key", "swarm-root-ca.crt"].map(time).to_vec())
     }
 
-    /// Reads them.
-    pub fn load(&self) -> Result<Material, IdentityError> {
+    /// Reads them. A key that is encrypted is opened with one of `keys`.
+    pub fn load(&self, keys: &Keys) -> Result<Material, IdentityError> {
         let chain = self.certificates("swarm-node.crt")?;
         let roots = self.certificates("swarm-root-ca.crt")?;
         let (path, text) = self.read("swarm-node.key")?;
-        if is_encrypted(&text) {
-            return Err(IdentityError::Encrypted { path });
-        }
-        let key = PrivateKeyDer::from_pem_slice(strip_headers(&text).as_bytes())
-            .map_err(|source| IdentityError::Pem { path, source })?;
+        let key = if node_key::is_encrypted(&text) {
+            match keys.open(&text) {
+                Ok(NodeKey::Pkcs8(der)) => PrivatePkcs8KeyDer::from(der.to_vec()).into(),
+                Ok(NodeKey::Sec1(der)) => PrivateSec1KeyDer::from(der.to_vec()).into(),
+                Err(NodeKeyError::WrongKey) => return Err(IdentityError::Encrypted { path }),
+                Err(source @ NodeKeyError::Form(_)) => return Err(IdentityError::Form { path, source }),
+            }
+        } else {
+            PrivateKeyDer::from_pem_slice(strip_headers(&text).as_bytes())
+                .map_err(|source| IdentityError::Pem { path, source })?
+        };
         Ok(Material { chain, key, roots })
+    }
+
+    /// Whether the node's certificate is a manager's. Swarmkit writes the role into the subject and the names, and nothing
+    /// else of a worker's has that word.
+    pub fn names_a_manager(&self) -> Result<bool, IdentityError> {
+        const ROLE: &[u8] = b"swarm-manager";
+        let chain = self.certificates("swarm-node.crt")?;
+        Ok(chain.first().is_some_and(|leaf| leaf.windows(ROLE.len()).any(|part| part == ROLE)))
     }
 
     fn certificates(&self, name: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
@@ -122,14 +149,12 @@ fn strip_headers(pem: &str) -> String {
     out
 }
 
-/// Whether a key is encrypted, in swarmkit's form (PKCS#8) or the older one.
-fn is_encrypted(pem: &str) -> bool {
-    pem.contains("BEGIN ENCRYPTED PRIVATE KEY") || pem.contains("Proc-Type: 4,ENCRYPTED")
-}
-
 #[cfg(test)]
 mod tests {
+    use requeen_protocol::UnlockKey;
+
     use super::*;
+    use crate::unlock::testing::{SEALED, UNLOCK};
 
     fn files() -> (tempfile::TempDir, Files, rcgen::KeyPair) {
         let pair = rcgen::KeyPair::generate().unwrap();
@@ -145,12 +170,24 @@ mod tests {
     }
 
     #[test]
+    fn a_managers_certificate_is_told_from_a_workers() {
+        let (dir, files, pair) = files();
+        let path = dir.path().join("var/lib/docker/swarm/certificates/swarm-node.crt");
+        for (role, manager) in [("swarm-manager", true), ("swarm-worker", false)] {
+            let mut params = rcgen::CertificateParams::new(vec!["node".to_owned()]).unwrap();
+            params.distinguished_name.push(rcgen::DnType::OrganizationalUnitName, role);
+            std::fs::write(&path, params.self_signed(&pair).unwrap().pem()).unwrap();
+            assert_eq!(files.names_a_manager().unwrap(), manager, "{role}");
+        }
+    }
+
+    #[test]
     fn a_key_with_headers_is_read() {
         let (dir, files, pair) = files();
         let path = dir.path().join("var/lib/docker/swarm/certificates/swarm-node.key");
         let pem = pair.serialize_pem().replacen("-----\n", "-----\nkek-version: 0\nraft-dek: CiCsP5Q=\n\n", 1);
         std::fs::write(path, pem.replace("\r", "")).unwrap();
-        let material = files.load().unwrap();
+        let material = files.load(&Keys::default()).unwrap();
         assert_eq!(material.key.secret_der(), pair.serialize_der());
         assert_eq!((material.chain.len(), material.roots.len()), (1, 2));
     }
@@ -159,10 +196,16 @@ mod tests {
     fn a_locked_key_is_named() {
         let (dir, files, _) = files();
         let path = dir.path().join("var/lib/docker/swarm/certificates/swarm-node.key");
-        let kind = "ENCRYPTED PRIVATE KEY";
-        let pem = format!("-----BEGIN {kind}-----\nkek-version: 1\n\nAA==\n-----END {kind}-----\n");
-        std::fs::write(path, pem).unwrap();
-        assert!(matches!(files.load(), Err(IdentityError::Encrypted { .. })));
+        std::fs::write(&path, SEALED).unwrap();
+        let keys = Keys::default();
+        let error = files.load(&keys).unwrap_err();
+        assert!(matches!(error, IdentityError::Encrypted { .. }) && error.to_string().contains("docker swarm unlock"));
+        assert!(keys.is_missing());
+        keys.learn(UnlockKey::parse(UNLOCK).unwrap());
+        assert!(matches!(files.load(&keys).unwrap().key, PrivateKeyDer::Pkcs8(_)));
+        assert!(!keys.is_missing());
+        std::fs::write(path, SEALED.replace("PRIVATE", "PUBLIC")).unwrap();
+        assert!(matches!(files.load(&keys), Err(IdentityError::Form { .. })));
     }
 
     #[test]

@@ -9,8 +9,9 @@ use std::io;
 use requeen_protocol::{LeaseId, PermitId, RolloutId};
 use serde::{Deserialize, Serialize};
 
+use crate::effect;
+use crate::effect::disk::{self, Actor};
 use crate::host::HostRoot;
-use crate::host::files;
 use crate::sets::SetId;
 use crate::swap::SwapPlan;
 
@@ -182,7 +183,8 @@ impl Kind {
     fn next(self) -> &'static [Kind] {
         match self {
             Kind::Leased => &[Kind::Linking],
-            Kind::Linking => &[Kind::Linked, Kind::Unlinking],
+            // Back: the links could not be made, and every file is what it was.
+            Kind::Linking => &[Kind::Linked, Kind::Unlinking, Kind::RolledBack],
             Kind::Linked => &[Kind::Stopping, Kind::Unlinking],
             // Its end is the end of the work, not a phase.
             Kind::Unlinking => &[],
@@ -269,6 +271,28 @@ impl Phase {
             | Kind::Linked
             | Kind::Unlinking
             | Kind::Running
+            | Kind::SettlingNew
+            | Kind::SettlingOld
+            | Kind::Upgraded
+            | Kind::RolledBack
+            | Kind::Stuck => false,
+        }
+    }
+
+    /// Whether the new engine was verified and its files are links still: what a boot finds then it leaves to the executor.
+    pub fn is_proved(&self) -> bool {
+        match self.kind() {
+            Kind::Joining | Kind::Running => true,
+            Kind::Leased
+            | Kind::Linking
+            | Kind::Linked
+            | Kind::Unlinking
+            | Kind::Stopping
+            | Kind::Switching
+            | Kind::Starting
+            | Kind::Verifying
+            | Kind::SwitchingBack
+            | Kind::StartingOld
             | Kind::SettlingNew
             | Kind::SettlingOld
             | Kind::Upgraded
@@ -374,12 +398,16 @@ impl Journal {
 
     /// Replaces the journal on disk as a whole. When this returns it outlives a power failure.
     pub fn store(&self, root: &HostRoot) -> Result<(), JournalError> {
-        let write = || -> io::Result<()> {
+        self.store_by(root, &mut |change| effect::change(root, change))
+    }
+
+    pub(crate) fn store_by(&self, root: &HostRoot, act: Actor<'_>) -> Result<(), JournalError> {
+        let mut write = || -> io::Result<()> {
             let path = root.resolve(JOURNAL_PATH)?;
             if let Some(dir) = path.parent() {
                 fs::create_dir_all(dir)?;
             }
-            files::replace(&path, &serde_json::to_vec_pretty(self)?)
+            disk::replace(&path, serde_json::to_vec_pretty(self)?, act)
         };
         write().map_err(JournalError::Write)
     }

@@ -137,6 +137,7 @@ fn the_whole_way_and_the_ways_back() {
         (leased, linking),
         (linking, linked),
         (linking, unlinking),
+        (linking, rolled_back),
         (linked, unlinking),
         (linked, stopping),
         (stopping, linked),

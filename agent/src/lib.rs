@@ -4,7 +4,9 @@
 //! gets a target ready, and hands over to the *executor* ([`executor`]) when the node is granted a
 //! lease. The executor is a process of the host, so it outlives the engine that it replaces.
 //!
-//! [`host`], [`stage`], [`sets`], [`swap`], [`journal`], [`boot`], [`installed`] and [`clean`] work on the host's files and know neither
+//! What the executor does to its host goes through one place, [`effect`].
+//!
+//! [`host`], [`stage`], [`sets`], [`swap`], [`journal`], [`boot`], [`recovery`], [`installed`] and [`clean`] work on the host's files and know neither
 //! the network nor the engine's API. Nothing here speaks to the swarm's control API: what a node
 //! should do is the coordinator's word, and it comes through [`client`]. What it asks for a bug report,
 //! [`collect`] gathers.
@@ -15,6 +17,7 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod collect;
+pub mod effect;
 pub mod engine;
 pub mod executor;
 pub mod host;
@@ -27,10 +30,13 @@ pub mod memo;
 pub mod memory;
 pub mod packages;
 pub mod priority;
+pub mod recovery;
 pub mod reporter;
 pub mod sets;
 pub mod stage;
 pub mod staged;
+pub mod standalone;
 pub mod swap;
 pub mod task;
+pub mod unlock;
 mod words;

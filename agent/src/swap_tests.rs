@@ -1,11 +1,15 @@
 //! The swap is stopped between every two changes of the disk, on a real file system. At each instant
 //! the targets' paths must lead to exactly the old set or exactly the new one.
 
-use std::os::unix::fs::symlink;
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use proptest::prelude::*;
 
+use super::planning::original_at;
 use super::*;
+use crate::effect::disk;
+use crate::host::layout::Layout;
 use crate::host::testing::{OLD_VERSION, TestHost};
 
 const ATTRIBUTE: &str = "user.requeen-test";
@@ -99,14 +103,14 @@ impl Scene {
     fn take(&self, step: Step, budget: usize) -> bool {
         let mut left = budget;
         let mut stopped = false;
-        let mut act = |effect: &Effect| -> io::Result<()> {
+        let mut act = |change: &Change| -> io::Result<()> {
             if left == 0 {
                 stopped = true;
                 return Err(io::ErrorKind::Interrupted.into());
             }
             left -= 1;
-            perform(effect)?;
-            self.assert_coherent(effect);
+            disk::make(change)?;
+            self.assert_coherent(change);
             Ok(())
         };
         let (root, store, plan) = (&self.host.root, &self.store, &self.plan);
@@ -127,7 +131,7 @@ impl Scene {
         }
     }
 
-    fn assert_coherent(&self, after: &Effect) {
+    fn assert_coherent(&self, after: &Change) {
         let now = self.host.contents(&self.layout);
         assert!(now == self.old || now == self.new, "after {after:?} neither the old nor the new set: {now:#?}");
     }
@@ -273,10 +277,10 @@ fn everything_is_on_disk_before_it_counts() {
     let scene = scene();
     let current = scene.store.dir().join(CURRENT);
     for step in [Step::Link, Step::Switch, Step::SettleNew] {
-        let mut done: Vec<Effect> = Vec::new();
-        let mut act = |effect: &Effect| {
-            done.push(effect.clone());
-            perform(effect)
+        let mut done: Vec<Change> = Vec::new();
+        let mut act = |change: &Change| {
+            done.push(change.clone());
+            disk::make(change)
         };
         let (root, store, plan) = (&scene.host.root, &scene.store, &scene.plan);
         match step {
@@ -289,34 +293,34 @@ fn everything_is_on_disk_before_it_counts() {
         let synced_after = |at: usize, folder: &Path| {
             done[at..]
                 .iter()
-                .position(|effect| matches!(effect, Effect::SyncFolder { at } if at == folder))
+                .position(|change| matches!(change, Change::SyncFolder { at } if at == folder))
                 .map(|found| at + found)
         };
-        for (at, effect) in done.iter().enumerate() {
-            match effect {
-                Effect::Rename { from, to } => {
+        for (at, change) in done.iter().enumerate() {
+            match change {
+                Change::Rename { from, to } => {
                     let synced = synced_after(at, to.parent().unwrap());
                     assert!(synced.is_some(), "{step:?}: {to:?} may be lost");
-                    let next = done[at + 1..].iter().position(|later| matches!(later, Effect::Rename { .. }));
+                    let next = done[at + 1..].iter().position(|later| matches!(later, Change::Rename { .. }));
                     if *to == current {
                         assert!(next.is_none_or(|next| synced < Some(at + 1 + next)), "{step:?}: links before current");
                     }
-                    let written = |earlier: &&Effect| matches!(earlier, Effect::Copy { to, .. } | Effect::Write { at: to, .. } if to == from);
+                    let written = |earlier: &&Change| matches!(earlier, Change::Copy { to, .. } | Change::Write { at: to, .. } if to == from);
                     if done[..at].iter().any(|earlier| written(&earlier)) {
-                        assert_eq!(done[at - 1], Effect::SyncFile { at: from.clone() }, "{step:?}: {to:?} may be torn");
+                        assert_eq!(done[at - 1], Change::SyncFile { at: from.clone() }, "{step:?}: {to:?} may be torn");
                     }
                 }
-                Effect::Remove { at: gone } => {
+                Change::Remove { at: gone } => {
                     assert!(synced_after(at, gone.parent().unwrap()).is_some(), "{step:?}: {gone:?} may come back");
                 }
-                Effect::Symlink { .. }
-                | Effect::Copy { .. }
-                | Effect::Write { .. }
-                | Effect::Own { .. }
-                | Effect::Mode { .. }
-                | Effect::Attribute { .. }
-                | Effect::SyncFile { .. }
-                | Effect::SyncFolder { .. } => {}
+                Change::Symlink { .. }
+                | Change::Copy { .. }
+                | Change::Write { .. }
+                | Change::Own { .. }
+                | Change::Mode { .. }
+                | Change::Attribute { .. }
+                | Change::SyncFile { .. }
+                | Change::SyncFolder { .. } => {}
             }
         }
     }
@@ -330,14 +334,14 @@ fn no_switch_once_a_file_is_plain() {
         assert!(scene.take(step, usize::MAX));
     }
     let mut renames = 0;
-    let mut act = |effect: &Effect| {
-        if matches!(effect, Effect::Rename { .. }) {
+    let mut act = |change: &Change| {
+        if matches!(change, Change::Rename { .. }) {
             renames += 1;
             if renames > 1 {
                 return Err(io::ErrorKind::Interrupted.into());
             }
         }
-        perform(effect)
+        disk::make(change)
     };
     settle_by(&scene.host.root, &scene.store, &scene.plan, &mut act).unwrap_err();
     let back = switch(&scene.host.root, &scene.store, &scene.plan, &scene.plan.from);

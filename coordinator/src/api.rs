@@ -28,7 +28,7 @@ mod undeploy;
 mod verify;
 
 use jiff::Timestamp;
-use requeen_protocol::{BundleRef, Digest, NodeState, RolloutId, Target};
+use requeen_protocol::{BundleRef, Digest, NodeState, Problem, RolloutId, Standalone, Target};
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::BundleUrl;
@@ -215,6 +215,9 @@ pub struct PlannedNode {
     pub staged: bool,
     /// Remarks of its agent.
     pub notes: Vec<String>,
+    /// Its containers that are no swarm tasks, and what becomes of each.
+    #[serde(default)]
+    pub containers: Vec<Standalone>,
 }
 
 /// A rollout has begun.
@@ -225,6 +228,9 @@ pub enum Started {
     Rollout {
         /// Its ID.
         id: RolloutId,
+        /// What the operator has to know of nodes before they move, each with its name.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        notes: Vec<String>,
     },
     /// Every node has the target's files already.
     NothingToDo,
@@ -317,6 +323,9 @@ pub struct NodeStatus {
     pub waiting: Option<WaitingFor>,
     /// [`Self::waiting`] in words.
     pub why: Option<String>,
+    /// What is wrong there beside that: it changes nothing of how its work ends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub troubles: Vec<Problem>,
 }
 
 /// What `deploy` asks.
@@ -471,6 +480,9 @@ pub struct NodeHistory {
     pub step: Step,
     /// Its steps: name and milliseconds since the rollout's start.
     pub times: Vec<(String, u64)>,
+    /// What was wrong there when its work ended, and changed nothing of how it ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub troubles: Vec<Problem>,
 }
 
 /// What `diag` asks.

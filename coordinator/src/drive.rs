@@ -9,12 +9,12 @@ use std::time::Duration;
 use bollard::Docker;
 use bollard::errors::Error as DockerError;
 use bollard::models::NodeSpecAvailabilityEnum;
-use bollard::query_parameters::UpdateNodeOptionsBuilder;
 use jiff::Timestamp;
 use requeen_protocol::{NodeId, RolloutId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::effect::{InSwarm, perform};
 use crate::observe::ObserveError;
 use crate::ops::Ops;
 use crate::ops::view::millis_between;
@@ -178,7 +178,7 @@ async fn round(ops: &Ops, log: &mut Log, watch: &mut Watch) -> Result<Pace, Roun
     ops.took_over();
     log.drives(rollout);
 
-    let next = with_moves(rollout, &plan.moves, now);
+    let next = with_moves(rollout, &plan.moves, &observed, now);
     if next != *rollout {
         match record::write(&docker, &stored, &next).await {
             // Somebody else wrote: what was planned is not so any more.
@@ -276,7 +276,7 @@ fn show_waiting(ops: &Ops) {
 }
 
 /// The rollout with the moves that belong into its record, and a sign of life where one is due.
-fn with_moves(rollout: &Rollout, moves: &[Move], now: Timestamp) -> Rollout {
+fn with_moves(rollout: &Rollout, moves: &[Move], observed: &Observed, now: Timestamp) -> Rollout {
     let mut next = rollout.clone();
     let ms = millis_between(rollout.request.started_at, now);
     for planned in moves {
@@ -287,6 +287,12 @@ fn with_moves(rollout: &Rollout, moves: &[Move], now: Timestamp) -> Rollout {
                         entry.times.push((step.name().to_owned(), ms));
                     }
                     entry.step = step.clone();
+                    if matches!(step, Step::Held { .. } | Step::Restoring { .. } | Step::Done { .. })
+                        && let Some(agent) = observed.agents.get(node)
+                        && !agent.report.troubles.is_empty()
+                    {
+                        entry.troubles = agent.report.troubles.clone();
+                    }
                 }
             }
             Move::Join { node, entry } => {
@@ -319,8 +325,7 @@ async fn set_availability(docker: &Docker, node: &NodeId, to: Availability) -> R
     }
     spec.availability = Some(wanted);
     let version = found.version.and_then(|version| version.index).unwrap_or_default();
-    let options = UpdateNodeOptionsBuilder::default().version(i64::try_from(version).unwrap_or(i64::MAX)).build();
-    match docker.update_node(node.as_str(), spec, options).await {
+    match perform((docker, InSwarm::SetAvailability { node, version, spec })).await {
         // A node's object changes often by itself; the next round tries again.
         Err(error) if Trouble::of(&error) == Trouble::OutOfSequence => Ok(()),
         done => done.map_err(|source| RoundError::SetAvailability { node: node.clone(), to, source }),

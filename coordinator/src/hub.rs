@@ -339,7 +339,8 @@ fn same_variant(a: &NodeState, b: &NodeState) -> bool {
 
 /// Whether `new` tells something that `old` did not; which order the agent has seen is no news.
 fn says_more(old: &Report, new: &Report) -> bool {
-    let Report { node, agent_version, speaker, boot_id, engine, installed, state, seen: _, memo, unreached } = new;
+    let Report { node, agent_version, speaker, boot_id, engine, installed, state, seen: _, memo, unreached, troubles } =
+        new;
     old.node != *node
         || old.agent_version != *agent_version
         || old.speaker != *speaker
@@ -349,6 +350,7 @@ fn says_more(old: &Report, new: &Report) -> bool {
         || old.state != *state
         || old.memo != *memo
         || old.unreached != *unreached
+        || old.troubles != *troubles
 }
 
 #[cfg(test)]
@@ -372,6 +374,7 @@ mod tests {
             seen: None,
             memo: None,
             unreached: Vec::new(),
+            troubles: Vec::new(),
         }
     }
 

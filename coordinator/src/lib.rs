@@ -9,6 +9,7 @@ pub mod cli;
 pub mod deploy;
 pub mod diag;
 pub mod drive;
+mod effect;
 pub mod hub;
 pub mod identity;
 pub mod observe;

@@ -10,6 +10,9 @@ fn main() -> ExitCode {
     if called_agent() {
         return agent::cli::main();
     }
+    // For as long as the process lives; reads the variable `FAILPOINTS`.
+    #[cfg(feature = "failpoints")]
+    let _armed = fail::FailScenario::setup();
     coordinator::cli::run(std::env::args_os())
 }
 

@@ -20,6 +20,8 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::future::BoxFuture;
 use requeen_protocol::NodeId;
 
+pub(crate) use raw::RawError;
+
 use crate::hub::Hub;
 use crate::plan::model::{Availability, NodeView, Observed, Role, TaskView};
 
@@ -172,10 +174,11 @@ pub fn observe<'a>(engine: &'a Engine, hub: &'a Hub) -> BoxFuture<'a, Result<Obs
 async fn look(engine: &Engine, hub: &Hub) -> Result<Observed, ObserveError> {
     let docker = engine.client().await?;
     let me = engine.manager(&docker).await?;
-    let (nodes, tasks, services) = tokio::try_join!(
+    let (nodes, tasks, services, autolocked) = tokio::try_join!(
         async { docker.list_nodes(None).await.map_err(ObserveError::Nodes) },
         async { docker.list_tasks(None).await.map_err(ObserveError::Tasks) },
         async { docker.list_services(None).await.map_err(ObserveError::Services) },
+        async { Ok(is_autolocked(&docker).await) },
     )?;
     let nodes: BTreeMap<NodeId, NodeView> =
         nodes.into_iter().filter_map(node_view).map(|node| (node.id.clone(), node)).collect();
@@ -186,7 +189,14 @@ async fn look(engine: &Engine, hub: &Hub) -> Result<Observed, ObserveError> {
         global_services: global_services(&services),
         nodes,
         agents: hub.agents(),
+        autolocked,
     })
+}
+
+/// Whether managers are locked after each start of their engine. It is for words alone, so not to know is no failure.
+async fn is_autolocked(docker: &Docker) -> bool {
+    let spec = docker.inspect_swarm().await.ok().and_then(|swarm| swarm.spec);
+    spec.and_then(|spec| spec.encryption_config?.auto_lock_managers).unwrap_or(false)
 }
 
 fn node_view(node: Node) -> Option<NodeView> {
@@ -194,6 +204,8 @@ fn node_view(node: Node) -> Option<NodeView> {
     let spec = node.spec.unwrap_or_default();
     let description = node.description.unwrap_or_default();
     let status = node.status.unwrap_or_default();
+    // A node that was demoted counts for the quorum until it has left raft, some seconds later.
+    let in_raft = node.manager_status.is_some();
     let manager = node.manager_status.unwrap_or_default();
     // A leader that was the first manager knows itself as 0.0.0.0; the raft address is always one
     // that others reach.
@@ -204,6 +216,7 @@ fn node_view(node: Node) -> Option<NodeView> {
         hostname: description.hostname.filter(|name| !name.is_empty()).unwrap_or_else(|| id.to_string()),
         role: match spec.role {
             Some(NodeSpecRoleEnum::MANAGER) => Role::Manager,
+            Some(NodeSpecRoleEnum::WORKER | NodeSpecRoleEnum::EMPTY) | None if in_raft => Role::Manager,
             Some(NodeSpecRoleEnum::WORKER | NodeSpecRoleEnum::EMPTY) | None => Role::Worker,
         },
         availability: match spec.availability {
@@ -330,6 +343,16 @@ mod tests {
         assert_eq!((view.addr.as_str(), view.index, view.hostname.as_str()), ("fd00::7", 42, "m1"));
         assert_eq!((view.role, view.availability), (Role::Manager, Availability::Pause));
         assert!(view.ready && view.leader && view.reachable);
+    }
+
+    #[test]
+    fn a_demoted_manager_is_one_until_it_has_left_raft() {
+        let role = |manager_status: serde_json::Value| {
+            let node = serde_json::json!({"ID": "n1", "Spec": {"Role": "worker"}, "ManagerStatus": manager_status});
+            node_view(serde_json::from_value(node).unwrap()).unwrap().role
+        };
+        assert_eq!(role(serde_json::json!({"Reachability": "reachable"})), Role::Manager);
+        assert_eq!(role(serde_json::Value::Null), Role::Worker);
     }
 
     #[test]

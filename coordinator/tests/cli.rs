@@ -50,6 +50,18 @@ fn every_verb_has_help() {
     }
 }
 
+/// What users get can't be told by a variable to end: fail points are for builds with their feature.
+#[test]
+#[cfg(not(feature = "failpoints"))]
+fn the_program_has_no_fail_points() {
+    let program = std::fs::read(env!("CARGO_BIN_EXE_coordinator")).unwrap();
+    let program = String::from_utf8_lossy(&program);
+    assert!(program.contains("requeen.sock"), "what is in the program is not found");
+    for words in ["FAILPOINTS", "give-permit"] {
+        assert!(!program.contains(words), "{words}");
+    }
+}
+
 #[test]
 fn no_server() {
     insta::assert_snapshot!(requeen(&["status", "--socket", "/nonexistent/requeen.sock"]));

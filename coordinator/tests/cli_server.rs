@@ -175,6 +175,7 @@ fn node(hostname: &str, role: Role, step: Step, times: &[(&str, u64)]) -> NodeSt
         silent_secs: Some(0),
         waiting: None,
         why: None,
+        troubles: vec![],
     }
 }
 
@@ -204,7 +205,7 @@ fn upgraded(engine_down_ms: u64) -> Step {
 }
 
 fn started() -> Option<Result<serde_json::Value, Failure>> {
-    Some(Ok(serde_json::to_value(Started::Rollout { id: RolloutId("r1".into()) }).unwrap()))
+    Some(Ok(serde_json::to_value(Started::Rollout { id: RolloutId("r1".into()), notes: vec![] }).unwrap()))
 }
 
 /// Two nodes, looked at before, during and after.

@@ -19,9 +19,12 @@ mod collect;
 mod engine;
 mod ids;
 mod lease;
+pub mod node_key;
 mod order;
 pub mod redact;
 mod report;
+mod standalone;
+mod unlock;
 
 pub use clean::{Cleaning, Left};
 pub use collect::{Collect, InvalidCollect};
@@ -30,6 +33,8 @@ pub use ids::{CollectionId, Digest, InvalidDigest, LeaseId, NodeId, PermitId, Ro
 pub use lease::{Lease, StopPermit};
 pub use order::Order;
 pub use report::{Activity, ErrorBody, NodeState, Preflight, Problem, Progress, Report, Speaker, SwapPhase, Unreached};
+pub use standalone::{Fate, STANDALONE_NAMED, Standalone};
+pub use unlock::{InvalidUnlockKey, KeyRing, UnlockKey};
 
 /// Version of this protocol. Both sides send it in [`PROTOCOL_HEADER`]; the server refuses another
 /// one with status 426 and an [`ErrorBody`].
@@ -51,6 +56,11 @@ pub const BUNDLE_PATH: &str = "/v1/bundles/";
 /// Header of an answer to a report: the digest's hexadecimal part of a bundle that the coordinator lacks. An agent that
 /// keeps it answers with a `PUT` to [`BUNDLE_PATH`].
 pub const WANTED_HEADER: &str = "requeen-wanted-bundle";
+
+/// Header of an answer that carries [`Order::Stop`] to a manager of an autolocked swarm: the swarm's unlock key as it is
+/// now. The order, which agents repeat and both sides keep, never has it.
+pub const UNLOCK_HEADER: &str = "requeen-unlock-key";
+
 /// HTTP header of reports and their answers. In an answer: a [`Collect`], what the coordinator wants to know for
 /// a bug report. In a report: the ID of the collection that the agent heard of last, or [`NO_COLLECTION`].
 pub const COLLECT_HEADER: &str = "requeen-collect";

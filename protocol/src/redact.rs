@@ -183,7 +183,8 @@ fn without_swarm_keys(text: &str) -> String {
         kept.push_str(before);
         if SWARM_KEYS.iter().any(|prefix| key.starts_with(prefix)) {
             kept.push_str(LEFT_OUT);
-            rest = key.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '-');
+            // Unlock keys are base64.
+            rest = key.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '+' | '/' | '='));
         } else {
             kept.push_str("SWM");
             rest = &key["SWM".len()..];

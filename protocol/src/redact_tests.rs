@@ -18,6 +18,7 @@ fn secrets_are_left_out_of_texts() {
         // Swarm's own.
         case("join: SWMTKN-1-3pu6hszjas-8vxv8rss 10.0.0.1:2377", "join: [left-out] 10.0.0.1:2377"),
         case("key=\"SWMKEY-1-7c37Cc8654o6p38H\"", "key=\"[left-out]\""),
+        case("key SWMKEY-1-7c/7Cc+654o6p38H, then", "key [left-out], then"),
         // Users and passwords in addresses.
         case("proxy http://user:pass@proxy:3128/ used", "proxy http://[left-out]@proxy:3128/ used"),
         case("https://token@host/x", "https://[left-out]@host/x"),

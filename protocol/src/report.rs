@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Cleaning, Digest, EngineFacts, EngineFile, Installed, LeaseId, NodeId, RolloutId};
+use crate::{Cleaning, Digest, EngineFacts, EngineFile, Installed, LeaseId, NodeId, RolloutId, Standalone};
 
 /// An agent's word on its node, complete every time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +30,9 @@ pub struct Report {
     /// Managers on which this agent reaches no coordinator now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unreached: Vec<Unreached>,
+    /// What is wrong on the node and changes nothing of how its work ends: the operator has to know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub troubles: Vec<Problem>,
 }
 
 /// A manager whose coordinator an agent does not reach; most managers run none.
@@ -236,8 +239,15 @@ pub struct Preflight {
     pub set: Digest,
     /// Files whose content will change. Empty: the node has the target already.
     pub changes: Vec<EngineFile>,
-    /// Containers that are not swarm tasks: draining does not move them, the restart stops them.
+    /// Names of running containers that are not swarm tasks: draining does not move them, the restart stops them. At
+    /// most [`crate::STANDALONE_NAMED`].
     pub standalone: Vec<String>,
+    /// The same containers, with what becomes of each; empty from agents that do not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<Standalone>,
+    /// How many more there are than are named.
+    #[serde(default)]
+    pub containers_more: u32,
     /// What the operator should know.
     pub notes: Vec<String>,
 }
@@ -289,5 +299,15 @@ mod tests {
             "state":{"state":"idle"},"seen":null}"#;
         let report: Report = serde_json::from_str(older).unwrap();
         assert_eq!((report.state, report.installed), (NodeState::Idle, None));
+        assert_eq!(report.troubles, []);
+    }
+
+    #[test]
+    fn what_an_agent_staged_that_knew_only_names_of_containers_reads() {
+        let older = r#"{"from":"26.1.4","to":"26.1.5","set":
+            "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08","changes":["runc"],"standalone":["db"],"notes":[]}"#;
+        let found: Preflight = serde_json::from_str(older).unwrap();
+        assert_eq!(found.standalone, ["db"]);
+        assert_eq!((found.containers, found.containers_more), (vec![], 0));
     }
 }

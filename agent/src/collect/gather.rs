@@ -15,6 +15,7 @@ use std::time::Duration;
 use requeen_protocol::{Collect, Report, STATE_DIR};
 
 use super::pack::{LONGEST, Pack};
+use super::scripts;
 use crate::boot;
 use crate::clock::{BootTime, Clock};
 use crate::engine::raw;
@@ -90,6 +91,9 @@ pub(super) fn gather(input: &Input) -> io::Result<Vec<u8>> {
     all.journals(input.collect.since_unix);
     all.units();
     let layout = layout::discover(&input.root);
+    if let Ok(layout) = &layout {
+        scripts::logs(&input.root, layout, &mut all.pack);
+    }
     all.files(layout.as_ref());
     all.settings(layout.as_ref().ok());
     all.host(layout.as_ref().ok());

@@ -25,6 +25,7 @@ fn input(root: &HostRoot, clock: Clock) -> Input {
             seen: None,
             memo: None,
             unreached: Vec::new(),
+            troubles: Vec::new(),
         },
     }
 }

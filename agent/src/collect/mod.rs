@@ -7,6 +7,7 @@
 
 mod gather;
 mod pack;
+mod scripts;
 
 use std::time::Duration;
 

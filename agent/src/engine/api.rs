@@ -19,6 +19,9 @@ pub const SOCKET: &str = "/run/docker.sock";
 /// The label that the engine gives to the containers of swarm tasks.
 pub const TASK_LABEL: &str = "com.docker.swarm.task.id";
 
+/// The label of the container that takes an executor to its host.
+pub const HAND_OVER_LABEL: &str = "io.requeen.hand-over";
+
 /// The engine's API failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
@@ -68,6 +71,11 @@ impl SwarmFacts {
         }
     }
 
+    /// Whether the engine waits for its swarm's unlock key.
+    pub fn is_locked(&self) -> bool {
+        self.local_state == "locked"
+    }
+
     /// Whether the node takes part in its swarm.
     pub fn is_active(&self) -> bool {
         self.local_state == "active"
@@ -83,19 +91,10 @@ pub struct Manager {
     pub addr: SocketAddr,
 }
 
-/// Running containers, told apart by who owns them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Containers {
-    /// How many belong to swarm tasks.
-    pub tasks: u32,
-    /// Names of the others.
-    pub standalone: Vec<String>,
-}
-
 /// An open client.
 #[derive(Clone, Debug)]
 pub struct Api {
-    docker: Docker,
+    pub(super) docker: Docker,
 }
 
 impl Api {
@@ -133,20 +132,10 @@ impl Api {
         })
     }
 
-    /// The containers that run now.
-    pub async fn containers(&self) -> Result<Containers, ApiError> {
-        let running = self.docker.list_containers(None).await.map_err(request("its containers"))?;
-        let mut containers = Containers::default();
-        for container in running {
-            if container.labels.is_some_and(|labels| labels.contains_key(TASK_LABEL)) {
-                containers.tasks += 1;
-            } else {
-                let name = container.names.unwrap_or_default().into_iter().next();
-                let name = name.or(container.id).unwrap_or_default();
-                containers.standalone.push(name.trim_start_matches('/').to_owned());
-            }
-        }
-        Ok(containers)
+    /// Whether the engine is a manager of its swarm now.
+    pub async fn is_manager(&self) -> Result<bool, ApiError> {
+        let info = self.docker.info().await.map_err(request("its role"))?;
+        Ok(info.swarm.and_then(|swarm| swarm.control_available).unwrap_or(false))
     }
 
     /// How many containers of swarm tasks run now.
@@ -180,7 +169,7 @@ pub async fn ping(root: &HostRoot, timeout: Duration) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn request(what: &'static str) -> impl FnOnce(bollard::errors::Error) -> ApiError {
+pub(super) fn request(what: &'static str) -> impl FnOnce(bollard::errors::Error) -> ApiError {
     move |source| ApiError::Request { what, source }
 }
 

@@ -31,20 +31,39 @@ pub enum RawError {
 ///
 /// HTTP/1.0: the answer comes in one piece and ends with the connection.
 pub fn get(root: &HostRoot, path: &str, limit: Duration) -> Result<Value, RawError> {
+    parse(&talk(root, &format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n"), "", limit)?)
+}
+
+/// Posts JSON to `path`, for an answer of which only the success counts. Blocks as [`get`] does. The body may be a secret:
+/// it is not copied.
+pub fn post(root: &HostRoot, path: &str, json: &str, limit: Duration) -> Result<(), RawError> {
+    let length = json.len();
+    let head = format!(
+        "POST {path} HTTP/1.0\r\nHost: docker\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    );
+    body(&talk(root, &head, json, limit)?).map(drop)
+}
+
+fn talk(root: &HostRoot, head: &str, body: &str, limit: Duration) -> Result<Vec<u8>, RawError> {
     let talk = || -> io::Result<Vec<u8>> {
         let mut stream = UnixStream::connect(root.join(SOCKET))?;
         stream.set_read_timeout(Some(limit))?;
         stream.set_write_timeout(Some(limit))?;
-        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n").as_bytes())?;
+        stream.write_all(head.as_bytes())?;
+        stream.write_all(body.as_bytes())?;
         let mut answer = Vec::new();
         stream.take(LONGEST).read_to_end(&mut answer)?;
         Ok(answer)
     };
-    parse(&talk().map_err(RawError::Talk)?)
+    talk().map_err(RawError::Talk)
+}
+
+fn parse(answer: &[u8]) -> Result<Value, RawError> {
+    serde_json::from_slice(body(answer)?).map_err(RawError::Json)
 }
 
 /// The body of a successful answer.
-fn parse(answer: &[u8]) -> Result<Value, RawError> {
+fn body(answer: &[u8]) -> Result<&[u8], RawError> {
     const END_OF_HEAD: &[u8] = b"\r\n\r\n";
     let head = answer.windows(END_OF_HEAD.len()).position(|bytes| bytes == END_OF_HEAD);
     let Some(head) = head else {
@@ -56,7 +75,7 @@ fn parse(answer: &[u8]) -> Result<Value, RawError> {
     if status.split(' ').nth(1) != Some("200") {
         return Err(RawError::Refused(format!("{status}: {}", String::from_utf8_lossy(body).trim())));
     }
-    serde_json::from_slice(body).map_err(RawError::Json)
+    Ok(body)
 }
 
 #[cfg(test)]

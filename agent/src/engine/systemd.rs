@@ -16,8 +16,8 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 /// The engine's units could not be commanded.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// `systemctl` did not run to its end.
-    #[error("systemctl could not be run")]
+    /// `systemctl`, or an init script, did not run to its end.
+    #[error("what runs the engine could not be commanded")]
     Run(#[from] RunError),
     /// `systemctl` said no.
     #[error("`systemctl {command}` failed: {stderr}")]
@@ -26,6 +26,23 @@ pub enum ControlError {
         command: String,
         /// What it printed.
         stderr: String,
+    },
+    /// A containerd of dockerd's own lives on.
+    #[error("containerd (pid {0}) does not end")]
+    Leftover(u32),
+    /// An init script failed.
+    #[error("`{command}` failed: {said}")]
+    Script {
+        /// How it was run.
+        command: String,
+        /// What it printed.
+        said: String,
+    },
+    /// Something of it is still there after its init script has stopped it.
+    #[error("{service} was stopped and does not end")]
+    Survived {
+        /// The script's name.
+        service: String,
     },
 }
 

@@ -1,16 +1,14 @@
 //! What the executor does when an order tells it to: each of these ends in a phase of the journal, whose
 //! work follows from there, or in the end of its life.
 
-use requeen_protocol::{EngineFile, Lease, PermitId};
+use requeen_protocol::{EngineFile, Lease, PermitId, Problem};
 
 use super::Executor;
 use super::work::After;
-use crate::boot;
 use crate::clock::BootTime;
-use crate::engine::systemd::EngineControl;
-use crate::journal::{JOURNAL_PATH, JournalError, Phase, Work};
-use crate::packages;
-use crate::staged::{self, Outcome};
+use crate::effect::Effect;
+use crate::journal::{JOURNAL_PATH, Phase, Work};
+use crate::staged::Outcome;
 use crate::swap;
 use crate::words::chain;
 
@@ -24,25 +22,34 @@ impl Executor<'_> {
             if self.journal.work.as_ref().is_some_and(|old| !old.phase.is_committed()) {
                 self.journal.forget().map_err(|error| chain(&error))?;
             }
+            // What it says is of a lease that is over.
+            self.perform(Effect::ForgetContainers).map_err(|error| chain(&error))?;
             // At the lease: once the node is drained the swarm starts no agent on it.
             self.prepare_for_boots()?;
-            if self.packages.is_none() {
-                self.packages = Some(packages::keep(&self.options.root).map_err(|taken| chain(&taken))?);
-            }
+            self.keep_packages_out().map_err(|error| chain(&error))?;
             self.journal.begin(work).map_err(|error| chain(&error))
         });
         match begun {
             Ok(()) if self.store("lease") => {
                 tracing::info!(node = %lease.node, lease = %lease.id, step = "lease", "lease taken");
-                self.observed.keep_swarm();
+                self.hindered = None;
+                self.note_troubles();
+                self.keep_swarm();
             }
             Ok(()) => {
                 self.journal.work = None;
-                self.packages = None;
+                self.let_packages_in();
                 self.not_done();
             }
             Err(why) => {
                 tracing::warn!(lease = %lease.id, step = "lease", "lease not taken: {why}");
+                let hint = "the node takes it as soon as that is mended".to_owned();
+                self.hindered = Some(Problem { what: format!("the lease can't be taken: {why}"), hint });
+                if self.journal.work.is_none() {
+                    // Those of a lease that this one was to replace.
+                    self.let_packages_in();
+                }
+                self.note_troubles();
                 self.not_done();
             }
         }
@@ -106,7 +113,7 @@ impl Executor<'_> {
 
     pub(super) fn stop(&mut self, permit: PermitId) {
         if let Some(tools) = &self.tools
-            && let Err(error) = EngineControl::reset(tools.control.as_ref())
+            && let Err(error) = self.perform(Effect::ResetEngine(tools.control.as_ref()))
         {
             // Only starts that were many in the last minute would suffer.
             tracing::warn!(step = "stop", "{}", chain(&error));
@@ -167,26 +174,28 @@ impl Executor<'_> {
         tracing::info!(node = %self.observed.swarm.node, "the rollout has ended");
         if self.damaged.is_some() {
             // Kept for whoever looks into it; the next rollout begins with a new one.
-            let path = root.join(JOURNAL_PATH);
-            if let Err(error) = std::fs::rename(&path, path.with_extension("json.damaged")) {
+            if let Err(error) = self.perform(Effect::SetJournalAside) {
                 tracing::warn!("{JOURNAL_PATH}: {error}");
             }
         } else {
-            let forgotten: Result<(), JournalError> = self.journal.forget();
-            if let Err(error) = forgotten.and_then(|()| self.journal.store(root)) {
-                tracing::warn!("{}", chain(&error));
+            match self.journal.forget() {
+                Ok(()) => drop(self.store("forget")),
+                Err(error) => tracing::warn!("{}", chain(&error)),
             }
         }
-        if let Err(error) = boot::remove(root) {
+        if let Err(error) = self.perform(Effect::RemoveBootUnits) {
             tracing::warn!("the units for a boot stay: {}", chain(&error));
         }
-        if let Err(error) = staged::forget(root) {
+        if let Err(error) = self.perform(Effect::ForgetContainers) {
+            tracing::warn!("{}", chain(&error));
+        }
+        if let Err(error) = self.perform(Effect::ForgetRollout) {
             tracing::warn!("the rollout's files can't be removed: {error}");
         }
         // Where something went wrong every set stays, for whoever looks into it.
         if self.damaged.is_none()
             && let Some(tools) = &self.tools
-            && let Err(error) = tools.store.prune(&[])
+            && let Err(error) = self.perform(Effect::Prune { store: &tools.store, keep: &[] })
         {
             tracing::warn!("old sets can't be removed: {}", chain(&error));
         }
@@ -194,7 +203,7 @@ impl Executor<'_> {
         if let Ok(own) = std::env::current_exe()
             && own.starts_with(root.join(requeen_protocol::STATE_DIR))
         {
-            let _ = std::fs::remove_file(own);
+            let _ = self.perform(Effect::RemoveProgram(&own));
         }
     }
 }

@@ -23,6 +23,8 @@ pub(crate) struct View<'a> {
     pub(crate) staged: Option<&'a Staged>,
     /// Containers of swarm tasks that run; none if the engine did not say.
     pub(crate) task_containers: Option<u32>,
+    /// Whether the node was a manager until just now, and its certificate still says so.
+    pub(crate) being_demoted: bool,
 }
 
 /// What follows from an order.
@@ -80,6 +82,8 @@ pub(crate) enum Refusal {
     TasksRun(u32),
     #[error("whether containers of swarm tasks still run is not known")]
     TasksUnknown,
+    #[error("the node was demoted, and its certificate is still a manager's")]
+    BeingDemoted,
     #[error("the node is not at that point of its work ({0})")]
     Phase(&'static str),
     #[error("the engine is being replaced; the node finishes first")]
@@ -274,6 +278,9 @@ fn stop(view: View<'_>, sent: BootTime, permit: &StopPermit, now: BootTime) -> R
     let valid = permit.valid_secs.min(PERMIT_LIMIT_SECS);
     if now >= sent.plus_secs(valid) {
         return Err(Refusal::PermitStale(valid));
+    }
+    if view.being_demoted {
+        return Err(Refusal::BeingDemoted);
     }
     match view.task_containers {
         Some(0) => Ok(Decision { renewed, act: Act::Stop { permit: permit.id.clone() } }),

@@ -31,6 +31,8 @@ fn staged() -> Staged {
                 set: set.clone(),
                 changes: vec![],
                 standalone: vec![],
+                containers: vec![],
+                containers_more: 0,
                 notes: vec![],
             },
             old: SetId(set.clone()),
@@ -64,13 +66,14 @@ struct Case {
     journal: Journal,
     boot_id: &'static str,
     tasks: Option<u32>,
+    being_demoted: bool,
     sent: u64,
     now: u64,
 }
 
 impl Case {
     fn at(phase: Phase) -> Self {
-        Self { journal: journal(phase), boot_id: BOOT, tasks: Some(0), sent: 50_000, now: 51_000 }
+        Self { journal: journal(phase), boot_id: BOOT, tasks: Some(0), being_demoted: false, sent: 50_000, now: 51_000 }
     }
 
     fn decide(&self, order: Order) -> Decision {
@@ -80,6 +83,7 @@ impl Case {
             journal: &self.journal,
             staged: Some(&staged()),
             task_containers: self.tasks,
+            being_demoted: self.being_demoted,
         };
         let heard = Heard { sent: BootTime(self.sent), order };
         decide(view, &heard, BootTime(self.now))
@@ -178,6 +182,7 @@ fn the_engine_is_stopped_on_a_fresh_unused_permit_of_a_linked_node_without_tasks
     let refused = |refusal| Act::Refuse(refusal);
     assert_eq!(with(&|case| case.tasks = Some(1)), refused(Refusal::TasksRun(1)));
     assert_eq!(with(&|case| case.tasks = None), refused(Refusal::TasksUnknown));
+    assert_eq!(with(&|case| case.being_demoted = true), refused(Refusal::BeingDemoted));
     assert_eq!(with(&|case| case.journal.used_permits.push("p1".into())), refused(Refusal::PermitUsed));
     assert_eq!(with(&|case| case.now = 70_000), refused(Refusal::PermitStale(20)));
     assert_eq!(with(&|case| case.now = 100_000), refused(Refusal::LeaseOver));

@@ -6,16 +6,21 @@
 
 mod acts;
 mod boots;
+mod containers;
 mod decide;
-mod observe;
+mod hands;
+pub(crate) mod observe;
+mod room;
+mod say;
 mod state;
+mod unlock;
 mod verify;
 mod work;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use requeen_protocol::{NodeState, Order, Report, RolloutId, Speaker};
+use requeen_protocol::{Order, Problem};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -24,19 +29,23 @@ use crate::boot;
 use crate::client::Client;
 use crate::clock::{BootTime, Clock, boot_id};
 use crate::collect::Collector;
-use crate::engine::systemd::Systemd;
+use crate::effect::Effect;
+use crate::engine::systemd::EngineControl;
 use crate::host::HostRoot;
 use crate::host::layout::{self, Layout};
-use crate::journal::{JOURNAL_PATH, Journal, Phase};
+use crate::journal::{Journal, Phase};
 use crate::lock::{self, Held};
 use crate::memo;
 use crate::packages;
+use crate::recovery;
 use crate::reporter::{Backoff, Chance, Heard, Say, converse};
 use crate::sets::Store;
 use crate::staged::Staged;
+use crate::unlock::Keys;
 use crate::words::chain;
 use decide::{Act, View, decide, lease_is_over};
 use observe::Observed;
+use say::{Damage, note};
 use work::{After, Running, Tools};
 
 /// How often what can change by itself is looked at: containers, the lease's end.
@@ -57,6 +66,8 @@ pub struct Options {
     pub clock: Clock,
     /// Spreads the pauses.
     pub chance: Chance,
+    /// What runs the engine of such a host.
+    pub control: fn(&HostRoot, &Layout) -> Arc<dyn EngineControl>,
 }
 
 /// Lives until the rollout ends or the process is told to end.
@@ -65,9 +76,16 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         tracing::info!("another executor works on this node");
         return Ok(());
     };
-    let mut executor = Executor::begin(&options)?;
-    executor.resume();
-    executor.work_on(lock).await
+    let executor = Executor::begin(&options)?;
+    let (tell, heard) = mpsc::channel(1);
+    let client = Client::new(&options.root, options.port, &executor.keys);
+    let backoff = Backoff::new(MAX_PAUSE, options.chance);
+    let collector = Collector::new(&options.root, options.clock);
+    let talk = tokio::spawn(converse(client, options.clock, backoff, executor.say.subscribe(), tell, collector));
+    let ended = executor.live(heard).await;
+    talk.abort();
+    drop(lock);
+    ended
 }
 
 async fn hold(root: &HostRoot) -> anyhow::Result<Option<Held>> {
@@ -92,6 +110,8 @@ struct Executor<'a> {
     layout: Option<Layout>,
     tools: Option<Tools>,
     observed: Observed,
+    /// What opens this node's TLS key and its engine, where the swarm is autolocked.
+    keys: Keys,
     work: Option<Running>,
     waiting: watch::Receiver<Option<String>>,
     seen: Option<Box<Order>>,
@@ -107,32 +127,29 @@ struct Executor<'a> {
     going_down: bool,
     /// Why nothing on this host may be touched, if so.
     damaged: Option<Damage>,
-}
-
-/// Why nothing on a host may be touched, and what to do.
-struct Damage {
-    reason: String,
-    hint: String,
-}
-
-impl Damage {
-    fn new(reason: String) -> Self {
-        let hint = format!(
-            "look at {JOURNAL_PATH} and /var/lib/requeen/engines on the node; nothing is touched until the rollout is ended"
-        );
-        Self { reason, hint }
-    }
+    /// What the operator has to know beside that.
+    troubles: Vec<Problem>,
+    /// What the journal on disk does not say yet, and why not.
+    unwritten: Option<Problem>,
+    /// What keeps the work from going on now.
+    hindered: Option<Problem>,
+    /// When work that is hindered is tried again.
+    again: Option<Instant>,
 }
 
 impl<'a> Executor<'a> {
     fn begin(options: &'a Options) -> anyhow::Result<Self> {
         let root = &options.root;
         let (tell, waiting) = watch::channel(None);
+        let keys = Keys::default();
         let mut damaged = None;
         let journal = Journal::load(root).unwrap_or_else(|error| {
             damaged = Some(Damage::new(chain(&error)));
             Journal::default()
         });
+        if let Some(Err(doubt)) = journal.work.as_ref().map(|work| recovery::check(root, work)) {
+            damaged = Some(Damage::new(chain(&doubt)));
+        }
         let layout = layout::discover(root).map_err(|problems| {
             let all: Vec<_> = problems.into_iter().map(|problem| problem.what).collect();
             all.join("; ")
@@ -144,8 +161,9 @@ impl<'a> Executor<'a> {
                     root: root.clone(),
                     clock: options.clock,
                     store,
-                    control: Arc::new(Systemd::new(root, &layout)),
+                    control: (options.control)(root, &layout),
                     waiting: tell,
+                    keys: keys.clone(),
                 };
                 (Some(layout), Some(tools))
             }
@@ -155,13 +173,14 @@ impl<'a> Executor<'a> {
             }
         };
         if boots::recovery_failed(root) {
-            let reason = format!("{} failed: `journalctl -u {}` says why", boot::RECOVER_UNIT, boot::RECOVER_UNIT);
-            damaged = Some(Damage { reason, hint: boot::RECOVERY_HINT.to_owned() });
+            let reason = boots::recovery_said(root);
+            damaged = Some(Damage { reason, hint: boot::recovery_hint(root).to_owned() });
         }
         Ok(Self {
             boot_id: boot_id(root)?,
             staged: Staged::load(root),
-            observed: Observed::new(root, layout.clone()),
+            observed: Observed::new(root, layout.clone(), &keys),
+            keys,
             options,
             journal,
             layout,
@@ -176,23 +195,28 @@ impl<'a> Executor<'a> {
             packages: None,
             going_down: false,
             damaged,
+            troubles: Vec::new(),
+            unwritten: None,
+            hindered: None,
+            again: None,
         })
     }
 
     /// Goes on where the last executor of this node ended.
     fn resume(&mut self) {
+        self.note_troubles();
         if self.damaged.is_some() {
             return;
         }
-        let root = &self.options.root;
-        if let Some(work) = &self.journal.work {
+        if let Some(work) = self.journal.work.clone() {
             tracing::info!(lease = %work.lease, step = decide::name(&work.phase), "going on");
             if !work.phase.is_final() {
-                self.prepare_again(work);
-                let kept = packages::keep(root).inspect_err(|taken| tracing::warn!("{}", chain(taken)));
-                self.packages = kept.ok();
+                self.prepare_again(&work);
+                if let Err(error) = self.keep_packages_out() {
+                    tracing::warn!("{}", chain(&error));
+                }
             }
-            if lease_is_over(work, &self.boot_id, (self.options.clock)()) {
+            if lease_is_over(&work, &self.boot_id, (self.options.clock)()) {
                 self.give_up("its lease is over");
                 return;
             }
@@ -200,14 +224,11 @@ impl<'a> Executor<'a> {
         self.start_work();
     }
 
-    async fn work_on(mut self, lock: Held) -> anyhow::Result<()> {
+    /// Goes on where the last executor ended, and does what it hears, until the rollout's end.
+    async fn live(mut self, mut heard: mpsc::Receiver<Heard>) -> anyhow::Result<()> {
+        self.resume();
         let mut end = signal(SignalKind::terminate())?;
         let mut leaving = false;
-        let (tell, mut heard) = mpsc::channel(1);
-        let client = Client::new(&self.options.root, self.options.port);
-        let backoff = Backoff::new(MAX_PAUSE, self.options.chance);
-        let collector = Collector::new(&self.options.root, self.options.clock);
-        let talk = tokio::spawn(converse(client, self.options.clock, backoff, self.say.subscribe(), tell, collector));
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let ended = loop {
@@ -220,6 +241,7 @@ impl<'a> Executor<'a> {
                 after = ended(&mut self.work) => {
                     self.work = None;
                     self.advance(after);
+                    self.note_troubles();
                 }
                 _ = end.recv() => leaving = true,
                 Some(heard) = heard.recv() => {
@@ -232,11 +254,9 @@ impl<'a> Executor<'a> {
             }
             self.publish().await;
         };
-        talk.abort();
         if ended {
             self.clean_up();
         }
-        drop(lock);
         Ok(())
     }
 
@@ -249,17 +269,24 @@ impl<'a> Executor<'a> {
         self.quiet = false;
         if self.engine_is_left_alone() {
             self.observed.refresh_tasks().await;
+            if self.keys.is_missing() {
+                self.observed.keep_up_keys().await;
+            }
         }
         if self.going_down && !self.host_goes_down().await {
             self.going_down = false;
-            self.start_work();
+            // An order may have begun something else meanwhile.
+            if self.work.is_none() {
+                self.start_work();
+            }
         }
+        self.write_again();
         // Somebody may have come in between two executors.
         if self.packages.is_none()
             && self.damaged.is_none()
             && self.journal.work.as_ref().is_some_and(|work| !work.phase.is_final())
         {
-            self.packages = packages::keep(&self.options.root).ok();
+            let _ = self.keep_packages_out();
         }
         let now = (self.options.clock)();
         if let Some(work) = &self.journal.work
@@ -270,57 +297,6 @@ impl<'a> Executor<'a> {
         }
     }
 
-    /// Says what is true, if it is new or something is due.
-    async fn publish(&mut self) {
-        if self.quiet {
-            return;
-        }
-        if self.engine_is_left_alone() {
-            self.observed.refresh(self.due).await;
-        }
-        let report = Report {
-            node: self.observed.swarm.node.clone(),
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            speaker: Speaker::Executor,
-            boot_id: self.boot_id.clone(),
-            engine: self.observed.engine.clone(),
-            installed: None,
-            state: self.state(),
-            seen: self.seen.clone(),
-            memo: self.memo.clone(),
-            unreached: Vec::new(),
-        };
-        let new = Some(Say { swarm: self.observed.swarm.clone(), report });
-        let due = std::mem::take(&mut self.due);
-        self.say.send_if_modified(|said| {
-            let changed = due || *said != new;
-            *said = new;
-            changed
-        });
-    }
-
-    fn state(&self) -> NodeState {
-        if let Some(Damage { reason, hint }) = &self.damaged {
-            return NodeState::Stuck {
-                rollout: self.rollout(),
-                reason: reason.clone(),
-                hint: hint.clone(),
-                log: Vec::new(),
-            };
-        }
-        state::node_state(
-            &self.journal,
-            self.staged.as_ref(),
-            self.observed.task_containers,
-            self.waiting.borrow().as_deref(),
-        )
-    }
-
-    fn rollout(&self) -> RolloutId {
-        let work = self.journal.work.as_ref().map(|work| work.rollout.clone());
-        work.or_else(|| Some(self.staged.as_ref()?.wanted.rollout.clone())).unwrap_or_else(|| "unknown".into())
-    }
-
     /// Acts on an order; true if the executor's life is over.
     async fn obey(&mut self, heard: Heard) -> bool {
         self.due = true;
@@ -328,9 +304,11 @@ impl<'a> Executor<'a> {
             self.seen = Some(Box::new(heard.order.clone()));
             return matches!(heard.order, Order::Forget { .. });
         }
+        let mut being_demoted = false;
         if matches!(heard.order, Order::Stop { .. }) && self.engine_is_left_alone() {
             // What was seen a second ago is not good enough for this one.
             self.observed.refresh_tasks().await;
+            being_demoted = self.observed.is_being_demoted().await;
         }
         let view = View {
             node: &self.observed.swarm.node,
@@ -338,6 +316,7 @@ impl<'a> Executor<'a> {
             journal: &self.journal,
             staged: self.staged.as_ref(),
             task_containers: self.observed.task_containers,
+            being_demoted,
         };
         let decision = decide(view, &heard, (self.options.clock)());
         if let (Some(ends), Some(work)) = (decision.renewed, &mut self.journal.work) {
@@ -376,7 +355,7 @@ impl<'a> Executor<'a> {
         if let Order::Hold { memo, .. } = order
             && self.memo.as_ref() != Some(memo)
         {
-            match memo::store(&self.options.root, memo) {
+            match self.perform(Effect::KeepMemo(memo)) {
                 Ok(()) => self.memo = Some(memo.clone()),
                 Err(error) => tracing::warn!("the coordinator's memo can't be kept: {error}"),
             }
@@ -397,12 +376,29 @@ impl<'a> Executor<'a> {
 
     fn advance(&mut self, after: After) {
         match after {
-            After::Phase(phase) => self.go(phase),
+            After::Phase(phase) => {
+                self.hindered = None;
+                self.go(phase);
+            }
+            After::Later(why) => {
+                if self.hindered.as_ref() != Some(&why) {
+                    tracing::warn!("{}; hint: {}", why.what, why.hint);
+                }
+                self.hindered = Some(why);
+                self.again = Some(Instant::now() + room::AGAIN_AFTER);
+            }
+            After::Down { since } => {
+                if let Some(work) = &mut self.journal.work {
+                    work.stopped_at_ms = Some(since.0);
+                }
+                self.go(Phase::Switching);
+            }
             After::Nothing => {
+                self.hindered = None;
                 if let Err(error) = self.journal.forget() {
                     tracing::warn!("{}", chain(&error));
                 }
-                self.packages = None;
+                self.let_packages_in();
                 if self.store("unlink") {
                     self.no_more_recovery();
                 }
@@ -431,6 +427,7 @@ impl<'a> Executor<'a> {
             step = decide::name(&work.phase),
             "{}", note(&work.phase)
         );
+        let work_phase = work.phase.clone();
         let on_disk = match work.phase {
             // What is on disk says `Stopping`, and going on from there does these again. Two writes
             // less while the engine is down.
@@ -451,6 +448,11 @@ impl<'a> Executor<'a> {
             | Phase::RolledBack { .. }
             | Phase::Stuck { .. } => self.store(decide::name(&work.phase)),
         };
+        // The same for what a verified engine may be taken back by: on disk it still counts as the one to keep.
+        let proved = before.work.as_ref().is_some_and(|work| work.phase.is_proved());
+        if !on_disk && (room::waits_for_disk(&work_phase) || proved) {
+            return;
+        }
         let entering_swap = before.work.as_ref().is_some_and(|work| !work.phase.is_committed());
         if !on_disk && entering_swap {
             // Nothing is begun that a crash would not find in the journal.
@@ -459,7 +461,7 @@ impl<'a> Executor<'a> {
             return;
         }
         if self.journal.work.as_ref().is_some_and(|work| work.phase.is_final()) {
-            self.packages = None;
+            self.let_packages_in();
             if on_disk {
                 self.no_more_recovery();
             }
@@ -472,40 +474,6 @@ impl<'a> Executor<'a> {
             self.work = work::of(tools, work);
         }
     }
-
-    fn store(&self, step: &str) -> bool {
-        match self.journal.store(&self.options.root) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::error!(step, "{}", chain(&error));
-                false
-            }
-        }
-    }
-}
-
-fn note(phase: &Phase) -> String {
-    match phase {
-        Phase::Stopping { permit } => format!("stopping the engine, by permit {permit}"),
-        Phase::Running { engine_down_ms } => {
-            format!("the new engine runs; its API was gone for {engine_down_ms} ms")
-        }
-        Phase::SwitchingBack { reason, .. } => format!("back to the old engine: {reason}"),
-        Phase::RolledBack { reason, .. } => format!("the old engine runs again: {reason}"),
-        Phase::Stuck { reason, hint, .. } => format!("{reason}; hint: {hint}"),
-        Phase::Leased
-        | Phase::Linking
-        | Phase::Linked
-        | Phase::Unlinking
-        | Phase::Switching
-        | Phase::Starting
-        | Phase::Verifying
-        | Phase::Joining { .. }
-        | Phase::StartingOld { .. }
-        | Phase::SettlingNew { .. }
-        | Phase::SettlingOld { .. }
-        | Phase::Upgraded { .. } => decide::name(phase).to_owned(),
-    }
 }
 
 /// The end of the work under way; for ever if there is none.
@@ -515,3 +483,8 @@ async fn ended(work: &mut Option<Running>) -> After {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(all(test, feature = "failpoints"))]
+mod fake_machine;
+#[cfg(all(test, feature = "failpoints"))]
+mod walk_tests;

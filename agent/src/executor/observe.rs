@@ -1,5 +1,6 @@
 //! What the executor sees of the engine, kept while it is down.
 
+use std::io;
 use std::time::Duration;
 
 use requeen_protocol::EngineFacts;
@@ -8,14 +9,21 @@ use crate::engine::api::{Api, ApiError, SwarmFacts};
 use crate::engine::facts::{self, DigestCache};
 use crate::host::HostRoot;
 use crate::host::layout::Layout;
+use crate::identity::Files;
 use crate::staged::replace;
+use crate::unlock::Keys;
 
 /// What the engine said of its swarm, as a path of the host: an executor that starts while the engine
 /// is down still finds its managers.
-const SWARM_PATH: &str = "/var/lib/requeen/agent/swarm.json";
+pub(super) const SWARM_PATH: &str = "/var/lib/requeen/agent/swarm.json";
 
 /// Nothing waits for these answers but the next report.
 const API_LIMIT: Duration = Duration::from_secs(5);
+
+/// Keeps the swarm for an executor that starts while the engine is down.
+pub(crate) fn keep(root: &HostRoot, swarm: &SwarmFacts) -> io::Result<()> {
+    replace(&root.join(SWARM_PATH), &serde_json::to_vec_pretty(swarm)?)
+}
 
 /// The engine from outside, as seen last.
 #[derive(Debug)]
@@ -23,6 +31,7 @@ pub(crate) struct Observed {
     root: HostRoot,
     layout: Option<Layout>,
     cache: DigestCache,
+    keys: Keys,
     /// An open client of the engine that runs: to make one asks for versions, and the engine starts programs for that.
     api: Option<Api>,
     /// The swarm; empty until the engine has answered once.
@@ -35,26 +44,17 @@ pub(crate) struct Observed {
 
 impl Observed {
     /// Starts from what the last executor kept.
-    pub(crate) fn new(root: &HostRoot, layout: Option<Layout>) -> Self {
+    pub(crate) fn new(root: &HostRoot, layout: Option<Layout>, keys: &Keys) -> Self {
         let kept = std::fs::read(root.join(SWARM_PATH)).ok();
         Self {
             root: root.clone(),
             layout,
             cache: DigestCache::default(),
+            keys: keys.clone(),
             api: None,
             swarm: kept.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_else(SwarmFacts::unknown),
             engine: None,
             task_containers: None,
-        }
-    }
-
-    /// Keeps the swarm for an executor that starts while the engine is down.
-    pub(crate) fn keep_swarm(&self) {
-        let kept = serde_json::to_vec_pretty(&self.swarm)
-            .map_err(std::io::Error::from)
-            .and_then(|bytes| replace(&self.root.join(SWARM_PATH), &bytes));
-        if let Err(error) = kept {
-            tracing::warn!("{SWARM_PATH} can't be written: {error}");
         }
     }
 
@@ -82,6 +82,11 @@ impl Observed {
         }
     }
 
+    /// Asks the engine for its swarm's unlock key, where one is needed.
+    pub(crate) async fn keep_up_keys(&self) {
+        self.keys.keep_up(&self.root, &self.swarm.data_root).await;
+    }
+
     async fn look(&mut self) -> Result<EngineFacts, ApiError> {
         let api = self.api().await?;
         let swarm = api.swarm().await?;
@@ -89,8 +94,24 @@ impl Observed {
         if !swarm.managers.is_empty() {
             self.swarm = swarm;
         }
+        // While the engine is down nobody else has the key that its manager's files need.
+        self.keep_up_keys().await;
         let files = facts::read_files(&self.root, self.layout.as_ref(), &mut self.cache).await;
         facts::engine(&self.root, &api, files).await
+    }
+
+    /// Whether the node was demoted and has yet to get a worker's certificate. An engine that is started with the old one
+    /// becomes a manager again, which the others then miss.
+    pub(crate) async fn is_being_demoted(&mut self) -> bool {
+        let files = Files::new(&self.root, &self.swarm.data_root);
+        // What can't be read keeps nothing from being stopped: it says nothing of a role.
+        if !files.names_a_manager().unwrap_or(false) {
+            return false;
+        }
+        match self.api().await {
+            Ok(api) => api.is_manager().await.is_ok_and(|manager| !manager),
+            Err(_) => false,
+        }
     }
 
     /// Counts the containers of swarm tasks.

@@ -1,6 +1,8 @@
 //! Whether an engine that was just started is the one that should run, seen from its own node.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +11,8 @@ use tokio::time::Instant;
 
 use crate::clock::{BootTime, Clock};
 use crate::engine::api::{self, Api, ApiError};
-use crate::engine::facts::start_ticks;
+use crate::engine::facts::{self, start_ticks};
+use crate::engine::leftover::managed_containerd;
 use crate::engine::systemd::{EngineControl, UnitState};
 use crate::host::HostRoot;
 use crate::sets::{SetId, Store, digest_file};
@@ -48,6 +51,10 @@ pub(crate) enum Unfit {
     Unreadable { path: String, why: String },
     #[error("the set of the engine's files is damaged: {0}")]
     Set(String),
+    #[error(
+        "the dockerd that runs is not the one at {path}: somebody started the engine while its files were replaced (process {pid})"
+    )]
+    OtherProcess { path: String, pid: u32 },
     #[error("the engine uses a containerd that was started before it")]
     OldContainerd,
     #[error("the engine's API fails: {0}")]
@@ -132,6 +139,7 @@ pub(crate) async fn is_set(
     let (root, store, set, plan) = (root.clone(), store.clone(), set.clone(), plan.clone());
     let check = move || {
         files(&root, &store, &set, &plan)?;
+        process(&root, &store, &set, &plan)?;
         if containerd_restarted && managed_containerd_is_older(&root) {
             return Err(Unfit::OldContainerd);
         }
@@ -168,6 +176,32 @@ fn files(root: &HostRoot, store: &Store, set: &SetId, plan: &SwapPlan) -> Result
     Ok(())
 }
 
+/// Whether the dockerd that runs is the set's. Whoever starts the engine between its stop and the switch starts the other
+/// one, and a version alone does not tell two builds of it apart.
+fn process(root: &HostRoot, store: &Store, set: &SetId, plan: &SwapPlan) -> Result<(), Unfit> {
+    let damaged = |error| Unfit::Set(crate::words::chain(&error));
+    let manifest = store.manifest(set).map_err(damaged)?;
+    let swapped = plan.files.iter().find(|swapped| swapped.file == EngineFile::Dockerd);
+    let expected = manifest.files.get(&EngineFile::Dockerd);
+    // One that ended just now is the next question's concern.
+    let (Some(swapped), Some(expected), Some(pid)) = (swapped, expected, facts::dockerd_pid(root)) else {
+        return Ok(());
+    };
+    let exe = root.join(format!("/proc/{pid}/exe"));
+    let same_file = |one: &Path, other: &Path| -> std::io::Result<bool> {
+        let (one, other) = (std::fs::metadata(one)?, std::fs::metadata(other)?);
+        Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
+    };
+    // It was started through the link, so in nearly every case this is the very file, and nothing has to be read.
+    if same_file(&exe, &store.path(set, EngineFile::Dockerd)).unwrap_or(false) {
+        return Ok(());
+    }
+    match digest_file(&exe) {
+        Ok(found) if found != expected.digest => Err(Unfit::OtherProcess { path: swapped.target.clone(), pid }),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
 /// Whether a containerd of dockerd's own was left over from the engine before: dockerd takes up one
 /// that it finds running.
 fn managed_containerd_is_older(root: &HostRoot) -> bool {
@@ -176,16 +210,8 @@ fn managed_containerd_is_older(root: &HostRoot) -> bool {
         start_ticks(&stat)
     };
     let containerd = managed_containerd(root).and_then(start);
-    let dockerd = crate::engine::facts::dockerd_pid(root).and_then(start);
+    let dockerd = facts::dockerd_pid(root).and_then(start);
     matches!((containerd, dockerd), (Some(containerd), Some(dockerd)) if containerd < dockerd)
-}
-
-/// The containerd that dockerd started itself, if one lives.
-pub(crate) fn managed_containerd(root: &HostRoot) -> Option<u32> {
-    let pid: u32 =
-        std::fs::read_to_string(root.join("/run/docker/containerd/containerd.pid")).ok()?.trim().parse().ok()?;
-    let comm = std::fs::read_to_string(root.join(format!("/proc/{pid}/comm"))).ok()?;
-    comm.trim_end().ends_with("containerd").then_some(pid)
 }
 
 /// Whether two versions are the same but for what a package added: `26.1.5+dfsg1` is `26.1.5`. The

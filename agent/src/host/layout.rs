@@ -1,7 +1,7 @@
 //! Where this host keeps its engine: which file is where, and how dockerd is started.
 //!
-//! dockerd is what `docker.service` runs and containerd what `containerd.service` runs; the others are
-//! found where those two would find them.
+//! dockerd is what `docker.service` runs, or an init script where there is no systemd, and containerd what
+//! `containerd.service` runs; the others are found where those two would find them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -9,6 +9,8 @@ use std::path::Path;
 
 use requeen_protocol::{EngineFile, Problem};
 
+use super::initscript;
+use super::manager::ServiceManager;
 use super::units::Service;
 use super::{DEFAULT_PATH, HostRoot};
 
@@ -52,13 +54,17 @@ pub struct Layout {
     pub targets: BTreeMap<EngineFile, String>,
     /// The files that are there.
     pub present: BTreeSet<EngineFile>,
-    /// Name of dockerd's unit.
+    /// What starts the engine.
+    pub manager: ServiceManager,
+    /// Name of dockerd's unit, or of its init script.
     pub docker_unit: String,
     /// Name of containerd's unit; without one dockerd runs a containerd of its own.
     pub containerd_unit: Option<String>,
     /// Whether there is a `docker.socket`.
     pub has_socket_unit: bool,
-    /// dockerd's command line as systemd runs it, program first, variables replaced.
+    /// The file that the engine logs to, where it is no journal that keeps its words.
+    pub log_file: Option<String>,
+    /// dockerd's command line as it is run, program first, variables replaced.
     pub dockerd_argv: Vec<String>,
     /// dockerd's data directory.
     pub data_root: String,
@@ -73,38 +79,27 @@ struct Unit {
     path: Vec<String>,
 }
 
-/// Reads the host's unit files and finds the engine's files.
+/// What runs the engine, and how.
+struct Runs {
+    docker: Unit,
+    containerd: Option<Unit>,
+    docker_unit: &'static str,
+    containerd_unit: &'static str,
+    has_socket_unit: bool,
+    log_file: Option<String>,
+}
+
+/// Reads what starts the engine and finds its files.
 pub fn discover(root: &HostRoot) -> Result<Layout, Vec<Problem>> {
-    let docker = match read_unit(root, DOCKER_UNIT) {
-        Found::Unit(unit) => unit,
-        Found::Masked => {
-            return Err(problem(
-                format!("{DOCKER_UNIT} is masked"),
-                format!("`systemctl unmask {DOCKER_UNIT}`, or exclude the node"),
-            ));
-        }
-        Found::NoCommand => {
-            return Err(problem(
-                format!("{DOCKER_UNIT} has no ExecStart= line that can be understood"),
-                "compare with `systemctl cat docker.service`".to_owned(),
-            ));
-        }
-        Found::Missing => {
-            return Err(problem(
-                format!("there is no {DOCKER_UNIT} on this host"),
-                "only engines that systemd runs as docker.service can be upgraded (not snap, not rootless)".to_owned(),
-            ));
-        }
-    };
-    let containerd = match read_unit(root, CONTAINERD_UNIT) {
-        Found::Unit(unit) => Some(unit),
-        // dockerd then runs its own.
-        Found::Masked | Found::NoCommand | Found::Missing => None,
+    let manager = ServiceManager::of(root);
+    let Runs { docker, containerd, docker_unit, containerd_unit, has_socket_unit, log_file } = match manager {
+        ServiceManager::Systemd => by_units(root)?,
+        ServiceManager::SysV | ServiceManager::OpenRc => by_scripts(root)?,
     };
     let Some(dockerd) = program(root, &docker) else {
         return Err(problem(
-            format!("{DOCKER_UNIT} runs `{}`, which is not there or can't be executed", docker.argv[0]),
-            "install the engine, or correct ExecStart=".to_owned(),
+            format!("{docker_unit} runs `{}`, which is not there or can't be executed", docker.argv[0]),
+            "install the engine, or correct what starts it".to_owned(),
         ));
     };
     let config = Config::read(root, &docker.argv)?;
@@ -141,12 +136,68 @@ pub fn discover(root: &HostRoot) -> Result<Layout, Vec<Problem>> {
     Ok(Layout {
         targets,
         present: found.keys().copied().collect(),
-        docker_unit: DOCKER_UNIT.to_owned(),
-        containerd_unit: containerd.map(|_| CONTAINERD_UNIT.to_owned()),
-        has_socket_unit: fragment(root, SOCKET_UNIT).is_some(),
+        manager,
+        docker_unit: docker_unit.to_owned(),
+        containerd_unit: containerd.map(|_| containerd_unit.to_owned()),
+        has_socket_unit,
+        log_file,
         dockerd_argv: std::iter::once(dockerd).chain(docker.argv.into_iter().skip(1)).collect(),
         data_root: config.setting(&["data-root", "graph"]).unwrap_or_else(|| DEFAULT_DATA_ROOT.to_owned()),
         exec_root: config.setting(&["exec-root"]).unwrap_or_else(|| DEFAULT_EXEC_ROOT.to_owned()),
+    })
+}
+
+/// The units of a host with systemd.
+fn by_units(root: &HostRoot) -> Result<Runs, Vec<Problem>> {
+    let docker = match read_unit(root, DOCKER_UNIT) {
+        Found::Unit(unit) => unit,
+        Found::Masked => {
+            return Err(problem(
+                format!("{DOCKER_UNIT} is masked"),
+                format!("`systemctl unmask {DOCKER_UNIT}`, or exclude the node"),
+            ));
+        }
+        Found::NoCommand => {
+            return Err(problem(
+                format!("{DOCKER_UNIT} has no ExecStart= line that can be understood"),
+                "compare with `systemctl cat docker.service`".to_owned(),
+            ));
+        }
+        Found::Missing => {
+            return Err(problem(
+                format!("there is no {DOCKER_UNIT} on this host"),
+                "only engines that systemd runs as docker.service, or sysvinit by Debian's script, can be upgraded \
+                 (not snap, not rootless)"
+                    .to_owned(),
+            ));
+        }
+    };
+    let containerd = match read_unit(root, CONTAINERD_UNIT) {
+        Found::Unit(unit) => Some(unit),
+        // dockerd then runs its own.
+        Found::Masked | Found::NoCommand | Found::Missing => None,
+    };
+    Ok(Runs {
+        docker,
+        containerd,
+        docker_unit: DOCKER_UNIT,
+        containerd_unit: CONTAINERD_UNIT,
+        has_socket_unit: fragment(root, SOCKET_UNIT).is_some(),
+        log_file: None,
+    })
+}
+
+/// The init scripts of a host without systemd.
+fn by_scripts(root: &HostRoot) -> Result<Runs, Vec<Problem>> {
+    let script = initscript::read(root)?;
+    let containerd = script.containerd.then(|| Unit { argv: vec!["containerd".to_owned()], path: script.path.clone() });
+    Ok(Runs {
+        docker: Unit { argv: script.argv, path: script.path },
+        containerd,
+        docker_unit: "docker",
+        containerd_unit: "containerd",
+        has_socket_unit: false,
+        log_file: Some(script.log),
     })
 }
 

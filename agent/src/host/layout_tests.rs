@@ -1,3 +1,4 @@
+use std::fs;
 use std::os::unix::fs::symlink;
 
 use super::*;
@@ -120,4 +121,27 @@ fn hosts_that_can_not_be_upgraded() {
     let host = TestHost::new(&[]);
     host.write(UNIT, b"[Service]\nType=notify\n", 0o644);
     assert!(refusal(&host).contains("ExecStart="));
+}
+
+#[test]
+fn a_host_whose_engine_an_init_script_runs() {
+    let host = TestHost::new(&[]);
+    host.write("/proc/1/comm", b"init\n", 0o644);
+    let script = b"#!/bin/sh\nexport PATH=/sbin:/usr/sbin:/usr/bin\nDOCKERD=/usr/sbin/dockerd\n. /etc/default/docker\n";
+    host.write("/etc/init.d/docker", script, 0o755);
+    symlink("usr/sbin", host.root.join("/sbin")).unwrap();
+    host.write("/etc/default/docker", b"DOCKER_OPTS='--data-root /data'\n", 0o644);
+    let layout = discover(&host.root).unwrap();
+    assert_eq!(layout.manager, ServiceManager::SysV);
+    assert_eq!((layout.docker_unit.as_str(), layout.containerd_unit.as_deref()), ("docker", None));
+    assert_eq!(layout.dockerd_argv[3..], ["--data-root", "/data"]);
+    assert_eq!(layout.data_root, "/data");
+    // Where packages say it is, not through a link to its folder.
+    assert_eq!(layout.targets[&EngineFile::Runc], "/usr/sbin/runc");
+    assert_eq!(layout.targets[&EngineFile::Containerd], "/usr/bin/containerd", "the one that dockerd starts itself");
+    // One with a script of its own is stopped and started beside it.
+    host.write("/etc/init.d/containerd", b"#!/bin/sh\n", 0o755);
+    assert_eq!(discover(&host.root).unwrap().containerd_unit.as_deref(), Some("containerd"));
+    fs::remove_file(host.root.join("/usr/sbin/dockerd")).unwrap();
+    assert!(refusal(&host).contains("/usr/sbin/dockerd"));
 }

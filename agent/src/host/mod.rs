@@ -5,7 +5,9 @@
 //! that the process can open. Nothing here knows what an upgrade is.
 
 pub mod files;
+pub(crate) mod initscript;
 pub mod layout;
+pub mod manager;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod units;

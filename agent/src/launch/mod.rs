@@ -8,9 +8,12 @@
 mod cgroups;
 pub mod on_host;
 mod private_socket;
+mod rights;
 mod sibling;
 mod system_bus;
 mod unit;
+
+pub(crate) use sibling::LOG;
 
 use std::fmt;
 use std::fs::File;
@@ -147,6 +150,15 @@ pub async fn launch(root: &HostRoot, port: u16, hand_over: HandOver) -> Result<W
         tried.push(format!("{way}: {why}"));
     }
     Err(LaunchError::NoWay(tried))
+}
+
+/// Starts a program again until it has ended well, or is gone: what systemd does for its unit.
+const KEEP: &str = "until \"$@\" || [ ! -x \"$1\" ]; do sleep 2; done";
+
+/// A command line that keeps another one at work, where systemd doesn't.
+pub(crate) fn kept(argv: &[String]) -> Vec<String> {
+    let keep = ["/bin/sh", "-c", KEEP, "requeen-executor"].map(str::to_owned);
+    keep.into_iter().chain(argv.iter().cloned()).collect()
 }
 
 /// The executor's command line on the host.

@@ -12,22 +12,18 @@ use std::time::Duration;
 use bollard::models::{ContainerCreateBody, HostConfig, HostConfigLogConfig};
 use requeen_protocol::STATE_DIR;
 
-use crate::engine::api::{Api, ApiError};
+use super::kept;
+use super::rights::Rights;
+use crate::engine::api::{Api, ApiError, HAND_OVER_LABEL};
 use crate::host::HostRoot;
+use crate::host::manager::ServiceManager;
 
 /// What the executor and what starts it write, as a path of the host: no journal belongs to a process that detached
 /// itself.
 pub(crate) const LOG: &str = "/var/lib/requeen/agent/executor.log";
 
-/// Tells people what the container is. It lives for a second.
-const LABEL: &str = "io.requeen.hand-over";
-
-/// Beyond the engine's default: to enter PID 1's namespaces, to look at them, and to change the root directory.
-const CAPABILITIES: [&str; 3] = ["SYS_ADMIN", "SYS_PTRACE", "SYS_CHROOT"];
-
-/// The default profiles of AppArmor and SELinux keep containers from other processes' namespaces. That of seccomp allows
-/// what the capabilities are for.
-const CONFINEMENT: [&str; 2] = ["apparmor=unconfined", "label=disable"];
+/// Where the kernel says what PID 1 may do.
+const INIT_STATUS: &str = "/proc/1/status";
 
 /// Where the engine mounts files of the container's own folder, `<data-root>/containers/<ID>/`.
 const OWN_FILES: [&str; 3] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
@@ -64,7 +60,15 @@ pub(crate) async fn start(root: &HostRoot, argv: &[String]) -> Result<(), Siblin
     let (mounts, cgroups) = (read("/proc/self/mountinfo")?, read("/proc/self/cgroup")?);
     let api = Api::connect(root, API_LIMIT).await?;
     let image = api.image_of(&|id| is_own(id, &mounts, &cgroups)).await?.ok_or(SiblingError::NoImage)?;
-    Ok(api.run(container(image, argv)).await?)
+    let program = argv.first().cloned().unwrap_or_default();
+    let body = if ServiceManager::of(root).runs_scripts() {
+        let status = root.read_to_string(INIT_STATUS);
+        let status = status.map_err(|source| SiblingError::Proc { path: INIT_STATUS, source })?;
+        container(image, program, &kept(argv), Rights::to_start(&status))
+    } else {
+        container(image, program, argv, Rights::to_ask())
+    };
+    Ok(api.run(body).await?)
 }
 
 /// What was written last into the log of the container that was started last.
@@ -100,22 +104,22 @@ fn is_own(id: &str, mounts: &str, cgroups: &str) -> bool {
     mounted || cgroups.lines().any(|line| line.contains(id))
 }
 
-/// The container that starts `argv` on the host.
-fn container(image: String, argv: &[String]) -> ContainerCreateBody {
-    let texts = |texts: &[&str]| Some(texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+/// The container in which the agent, `program`, starts `argv` on the host.
+fn container(image: String, program: String, argv: &[String], rights: Rights) -> ContainerCreateBody {
     let mut command = vec!["launch-on-host".to_owned(), "--".to_owned()];
     command.extend_from_slice(argv);
     ContainerCreateBody {
         image: Some(image),
         user: Some("0".to_owned()),
-        entrypoint: Some(argv.first().cloned().into_iter().collect()),
+        entrypoint: Some(vec![program]),
         cmd: Some(command),
-        labels: Some(HashMap::from([(LABEL.to_owned(), env!("CARGO_PKG_VERSION").to_owned())])),
+        labels: Some(HashMap::from([(HAND_OVER_LABEL.to_owned(), env!("CARGO_PKG_VERSION").to_owned())])),
         host_config: Some(HostConfig {
             pid_mode: Some("host".to_owned()),
             network_mode: Some("host".to_owned()),
-            cap_add: texts(&CAPABILITIES),
-            security_opt: texts(&CONFINEMENT),
+            cap_add: Some(rights.add),
+            cap_drop: Some(rights.drop).filter(|drop| !drop.is_empty()),
+            security_opt: Some(rights.security),
             // The program and its log.
             binds: Some(vec![format!("{STATE_DIR}:{STATE_DIR}")]),
             // What it says is in the log; a logging driver of the node's may depend on others.
@@ -174,7 +178,8 @@ mod tests {
     #[test]
     fn the_container_has_what_it_needs_and_no_more() {
         let argv = ["/var/lib/requeen/bin/agent-1", "executor", "--port", "9047"].map(str::to_owned);
-        let body = serde_json::to_value(container("sha256:1".to_owned(), &argv)).unwrap();
+        let body =
+            serde_json::to_value(container("sha256:1".to_owned(), argv[0].clone(), &argv, Rights::to_ask())).unwrap();
         let wanted = json!({
             "Image": "sha256:1",
             "User": "0",

@@ -10,9 +10,10 @@ use nix::sys::statvfs::statvfs;
 use requeen_protocol::{EngineFile, Problem};
 
 use super::preflight::problem;
-use crate::boot;
+use crate::boot::{self, scripts};
 use crate::host::HostRoot;
 use crate::host::layout::Layout;
+use crate::host::manager::ServiceManager;
 use crate::sets::Manifest;
 
 /// Left free on every file system, bytes.
@@ -50,12 +51,28 @@ pub(super) fn check(root: &HostRoot, layout: &Layout, changes: &[EngineFile]) ->
 
 /// Tries the same where the units for a boot go; a folder that is missing is made when they are.
 pub(super) fn check_units(root: &HostRoot) -> Option<Problem> {
+    if ServiceManager::of(root).runs_scripts() {
+        return check_scripts(root);
+    }
     let folder = root.resolve(boot::UNITS).ok().filter(|folder| folder.is_dir())?;
     let error = try_folder(&folder).err()?;
     Some(problem(
         format!("{} takes no files: {error}", boot::UNITS),
         "what puts the engine's files in order after a power failure goes there: make it writable, or exclude the node",
     ))
+}
+
+/// The same where init scripts stand for the units.
+fn check_scripts(root: &HostRoot) -> Option<Problem> {
+    let hint = "what puts the engine's files in order after a power failure needs that: see to it, or exclude the node";
+    if let Some(obstacle) = scripts::obstacle(root) {
+        return Some(problem(obstacle, hint));
+    }
+    ["/etc/default", scripts::SCRIPTS].into_iter().find_map(|shown| {
+        let folder = root.resolve(shown).ok().filter(|folder| folder.is_dir())?;
+        let error = try_folder(&folder).err()?;
+        Some(problem(format!("{shown} takes no files: {error}"), hint))
+    })
 }
 
 /// Makes a file and a symbolic link, renames the one over the other. Gives whether a hard link could

@@ -12,6 +12,7 @@ use crate::host::layout::Layout;
 use crate::host::{HostRoot, Ran, RunError};
 use crate::packages;
 use crate::sets::{ENGINES_DIR, Manifest, SetId, Store};
+use crate::standalone::{self, Container};
 use crate::words::chain;
 
 /// `dockerd --validate` is there from this major version on.
@@ -27,8 +28,8 @@ pub struct PreflightInput {
     pub allow_downgrade: bool,
     /// The host's machine, as `uname -m` names it.
     pub arch: String,
-    /// Names of running containers that are no swarm tasks, passed through to the result.
-    pub standalone: Vec<String>,
+    /// Running containers that are no swarm tasks: the result says what becomes of them.
+    pub standalone: Vec<Container>,
 }
 
 /// Runs a program of the host.
@@ -94,12 +95,15 @@ fn check_by(
     }
     notes.extend(owners(root));
     if problems.is_empty() {
+        let (containers, containers_more) = standalone::fates(&input.standalone);
         Ok(Preflight {
             from: input.running_version.clone(),
             to: incoming.version,
             set: new.0.clone(),
             changes,
-            standalone: input.standalone.clone(),
+            standalone: containers.iter().map(|container| container.name.clone()).collect(),
+            containers,
+            containers_more,
             notes,
         })
     } else {

@@ -37,7 +37,15 @@ fn scene_of(old_dockerd: &str, new: &[(EngineFile, &str)], version: &str) -> Sce
         running_version: "20.10.24+dfsg1".to_owned(),
         allow_downgrade: false,
         arch: "x86_64".to_owned(),
-        standalone: vec!["registry".to_owned()],
+        standalone: vec![crate::standalone::Container {
+            id: "c1".to_owned(),
+            name: "registry".to_owned(),
+            restart: crate::standalone::Restart::Always,
+            auto_remove: false,
+            timeout_secs: None,
+            paused: false,
+            started: "2026-11-22T01:00:00Z".to_owned(),
+        }],
     };
     Scene { host, layout, store, old, new, input }
 }
@@ -81,6 +89,8 @@ fn what_fits_is_described() {
     assert_eq!(found.set, scene.new.0);
     assert!(found.changes.contains(&EngineFile::Dockerd));
     assert_eq!(found.standalone, ["registry"]);
+    let fate = requeen_protocol::Fate::WithEngine;
+    assert_eq!(found.containers, [requeen_protocol::Standalone { name: "registry".to_owned(), fate }]);
     let staged = scene.store.host_path(&scene.new, EngineFile::Dockerd);
     assert_eq!(
         calls.into_inner().into_iter().filter(|(program, _)| program != "systemctl").collect::<Vec<_>>(),

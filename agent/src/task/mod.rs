@@ -32,6 +32,7 @@ use crate::memo;
 use crate::memory;
 use crate::reporter::{Backoff, Chance, Heard, Say, converse};
 use crate::staged::{self, Staged, Wanted};
+use crate::unlock::Keys;
 use crate::words::chain;
 use orders::Act;
 
@@ -115,6 +116,7 @@ struct Task<'a> {
     job: Option<Job>,
     /// Staging that was given up: open for as long as a thread of it still writes.
     given_up: Option<watch::Receiver<Progress>>,
+    keys: Keys,
     say: watch::Sender<Option<Say>>,
     why: String,
 }
@@ -158,6 +160,7 @@ impl<'a> Task<'a> {
             seen: None,
             job: None,
             given_up: None,
+            keys: Keys::default(),
             say: watch::Sender::new(None),
             why: String::new(),
             swarm,
@@ -167,7 +170,7 @@ impl<'a> Task<'a> {
 
     async fn speak(mut self) -> anyhow::Result<()> {
         let (tell, mut heard) = mpsc::channel(1);
-        let client = Client::new(&self.options.root, self.options.port);
+        let client = Client::new(&self.options.root, self.options.port, &self.keys);
         let backoff = Backoff::new(MAX_PAUSE, self.options.chance);
         let listen = self.say.subscribe();
         let collector = Collector::new(&self.options.root, self.options.clock);
@@ -176,6 +179,7 @@ impl<'a> Task<'a> {
         tracing::info!(node = %self.swarm.node, "reporting to the swarm's managers");
         loop {
             self.publish().await;
+            let (keys, data_root) = (self.keys.clone(), self.swarm.data_root.clone());
             tokio::select! {
                 Some(heard) = heard.recv() => {
                     if let Some(lease) = self.obey(heard).await {
@@ -188,6 +192,7 @@ impl<'a> Task<'a> {
                     JobEvent::Progress => self.progress(),
                     JobEvent::Ended(result) => self.staged(*result),
                 },
+                () = keys.learned(&self.options.root, &data_root) => {}
             }
         }
     }
@@ -209,6 +214,7 @@ impl<'a> Task<'a> {
             seen: self.seen.clone(),
             memo: memo::load(&self.options.root),
             unreached: Vec::new(),
+            troubles: Vec::new(),
         };
         self.say.send_replace(Some(Say { swarm: self.swarm.clone(), report }));
         if self.job.is_none() {
@@ -279,7 +285,7 @@ impl<'a> Task<'a> {
         let (tell, progress) = watch::channel(staging::START);
         let job = staging::run(staging::Order {
             root: self.options.root.clone(),
-            client: Client::new(&self.options.root, self.options.port),
+            client: Client::new(&self.options.root, self.options.port, &self.keys),
             backoff: Backoff::new(MAX_PAUSE, self.options.chance),
             swarm: self.swarm.clone(),
             wanted: wanted.clone(),

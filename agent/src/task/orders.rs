@@ -124,6 +124,8 @@ mod tests {
                 set: Digest::from_hex(&"a".repeat(64)).unwrap(),
                 changes: vec![],
                 standalone: vec![],
+                containers: vec![],
+                containers_more: 0,
                 notes: vec![],
             },
         }

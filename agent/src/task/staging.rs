@@ -16,6 +16,7 @@ use crate::reporter::Backoff;
 use crate::sets::{SetId, Store};
 use crate::stage::preflight::{self, PreflightInput};
 use crate::staged::{Outcome, Staged, Wanted};
+use crate::standalone::Container;
 use crate::words::chain;
 
 /// Nothing done yet.
@@ -34,7 +35,7 @@ pub(crate) struct Order {
 /// What is known of the engine before the host's files are looked at.
 struct Engine {
     version: String,
-    standalone: Vec<String>,
+    standalone: Vec<Container>,
 }
 
 /// Stages to the end and remembers the result on disk. Problems of the host are a result; an error
@@ -53,7 +54,7 @@ pub(crate) async fn run(mut order: Order) -> io::Result<Staged> {
 async fn engine(root: &HostRoot) -> Result<Engine, ApiError> {
     let api = Api::connect(root, API_LIMIT).await?;
     let (version, _) = api.version().await?;
-    let standalone = api.containers().await?.standalone;
+    let standalone = api.standalone().await?;
     Ok(Engine { version, standalone })
 }
 

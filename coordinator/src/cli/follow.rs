@@ -97,11 +97,22 @@ async fn watch(
             }
             Err(error) if error.passes() => match silence.goes_on(Instant::now()) {
                 Word::Nothing => {}
-                Word::Waiting => show.say("the server does not answer; it restarts when its own node's engine does"),
+                Word::Waiting => show.say(&waiting_for(&error)),
                 Word::GiveUp => return Err(error),
             },
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Why nothing is seen of the rollout for a while.
+fn waiting_for(error: &CliError) -> String {
+    let CliError::Server(failure) = error else {
+        return "the server does not answer; it restarts when its own node's engine does".to_owned();
+    };
+    match &failure.hint {
+        Some(hint) => format!("{}; {hint}", failure.error),
+        None => failure.error.clone(),
     }
 }
 

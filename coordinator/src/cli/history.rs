@@ -9,7 +9,7 @@ use super::error::CliError;
 use super::print::{Cell, Table, Tone};
 use super::tracker::{outcome, phase_words};
 use super::upload::escape;
-use super::view::{ending, tone, trouble};
+use super::view::{beside, ending, tone, trouble};
 use super::{Context, Exit};
 use crate::api::{HistoryView, NodeHistory, RolloutHistory, RolloutSummary, UnreadableRecord};
 use crate::plan::model::Phase;
@@ -118,6 +118,7 @@ fn details(node: &NodeHistory) -> Vec<String> {
     let steps: Vec<_> = node.times.iter().map(|(step, ms)| format!("{} {step}", seconds(*ms))).collect();
     let mut lines = vec![format!("{}: {}", node.hostname, steps.join(", "))];
     lines.extend(outcome(&node.step).into_iter().flat_map(|outcome| trouble(&node.hostname, outcome)));
+    lines.extend(beside(&node.hostname, &node.troubles));
     lines
 }
 
@@ -234,6 +235,7 @@ mod tests {
             from: "20.10.24".into(),
             step,
             times: times.iter().map(|(step, ms)| ((*step).into(), *ms)).collect(),
+            troubles: vec![],
         };
         let log = vec!["level=fatal msg=broken".to_owned()];
         let steps = vec![
@@ -288,5 +290,20 @@ mod tests {
         ");
         history.limit_lifted = true;
         assert!(headlines(&history)[1].ends_with("not after 2026-11-21T13:00:00Z until the operator lifted it"));
+    }
+
+    #[test]
+    fn what_was_wrong_beside_the_work_is_told() {
+        let trouble = requeen_protocol::Problem { what: "container db: no".into(), hint: "`docker start db`".into() };
+        let node = NodeHistory {
+            id: "id".into(),
+            hostname: "w1".into(),
+            role: Role::Worker,
+            from: "1".into(),
+            step: done(Outcome::Upgraded { engine_down_ms: 1 }),
+            times: vec![("upgraded".into(), 1000)],
+            troubles: vec![trouble],
+        };
+        assert_eq!(details(&node), ["w1: 1.0s upgraded", "w1: container db: no", "  hint: `docker start db`"]);
     }
 }

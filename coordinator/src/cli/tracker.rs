@@ -213,6 +213,7 @@ pub(crate) mod tests {
             silent_secs: Some(0),
             waiting: None,
             why: None,
+            troubles: vec![],
         }
     }
 

@@ -55,20 +55,28 @@ pub(crate) async fn begun(context: &Context, started: Started, start: &args::Sta
             }
             Ok(Exit::Done)
         }
-        Started::Rollout { id } if start.detach => {
+        Started::Rollout { id, notes } if start.detach => {
             if !context.json {
                 printer.out(format_args!("rollout {id} has begun"))?;
+                say(context, &notes);
                 printer.hint("`requeen status --watch` follows it");
             }
             Ok(Exit::Done)
         }
-        Started::Rollout { id } => {
+        Started::Rollout { id, notes } => {
             // First: whoever reads that Ctrl-C detaches may press it at once.
             let interrupt = Interrupt::listen()?;
             if !context.json {
                 printer.note(format_args!("rollout {id} has begun; Ctrl-C detaches"));
+                say(context, &notes);
             }
             follow(context, What::Rollout(id), interrupt).await
         }
+    }
+}
+
+fn say(context: &Context, notes: &[String]) {
+    for note in notes {
+        context.printer.note(format_args!("note: {note}"));
     }
 }

@@ -5,6 +5,7 @@ use super::print::{Cell, Table, Tone};
 use super::tracker::{detail, outcome, phase_words};
 use crate::api::{NodeStatus, PlanView, RolloutView, StatusView};
 use crate::plan::model::{Outcome, Phase, Role, Step};
+use requeen_protocol::Problem;
 
 /// What a role is called, the leader told apart as `docker node ls` does.
 pub(crate) fn role(role: Role, leader: bool) -> String {
@@ -141,8 +142,19 @@ pub(crate) fn total(status: &StatusView) -> String {
 
 /// What went wrong on nodes, with the words of their engines.
 pub(crate) fn troubles(status: &StatusView) -> Vec<String> {
-    let ended = status.nodes.iter().filter_map(|node| Some((&node.hostname, outcome(node.step.as_ref()?)?)));
-    ended.flat_map(|(node, outcome)| trouble(node, outcome)).collect()
+    let of = |node: &NodeStatus| {
+        let ended = node.step.as_ref().and_then(outcome);
+        let mut lines = ended.map(|outcome| trouble(&node.hostname, outcome)).unwrap_or_default();
+        lines.extend(beside(&node.hostname, &node.troubles));
+        lines
+    };
+    status.nodes.iter().flat_map(of).collect()
+}
+
+/// What is wrong on a node and changes nothing of how its work ends.
+pub(crate) fn beside(node: &str, troubles: &[Problem]) -> Vec<String> {
+    let lines = |trouble: &Problem| [format!("{node}: {}", trouble.what), format!("  hint: {}", trouble.hint)];
+    troubles.iter().flat_map(lines).collect()
 }
 
 /// What went wrong on one node.
@@ -276,6 +288,7 @@ mod tests {
             changes: changes.iter().map(|name| (*name).into()).collect(),
             staged,
             notes: if leader { vec!["docker.io owns dockerd".into()] } else { vec![] },
+            containers: vec![],
         };
         let plan = PlanView {
             to: "26.1.5".into(),

@@ -11,9 +11,10 @@ use std::sync::Arc;
 use bollard::Docker;
 use bollard::errors::Error as DockerError;
 use bollard::models::{NodeSpecAvailabilityEnum, Service, ServiceSpec, TaskState};
-use bollard::query_parameters::{ListServicesOptionsBuilder, ListTasksOptionsBuilder, UpdateServiceOptionsBuilder};
+use bollard::query_parameters::{ListServicesOptionsBuilder, ListTasksOptionsBuilder};
 
 use crate::api::{DeployArgs, Deployed, Failure, FailureKind};
+use crate::effect::{InSwarm, perform};
 use crate::hub::Hub;
 use crate::observe::{Engine, ObserveError};
 use crate::server::words::chain;
@@ -170,7 +171,8 @@ impl Deployer {
         let wanted =
             |old: Option<&ServiceSpec>| spec::service(image, self.port, self.version, old).map_err(DeployError::Spec);
         let Some(mut service) = current else {
-            docker.create_service(wanted(None)?, None).await.map_err(DeployError::Create)?;
+            let made = perform((docker, InSwarm::CreateService { spec: wanted(None)? })).await;
+            made.map_err(DeployError::Create)?;
             return Ok(true);
         };
         let mut attempt = 0;
@@ -183,13 +185,11 @@ impl Deployer {
             if spec::has_all(&old, &new).map_err(DeployError::Spec)? {
                 return Ok(false);
             }
-            let index = service.version.and_then(|version| version.index).unwrap_or_default();
-            let version = i32::try_from(index).unwrap_or(i32::MAX);
-            let options = UpdateServiceOptionsBuilder::new().version(version).build();
+            let version = service.version.and_then(|version| version.index).unwrap_or_default();
             let id = service.id.unwrap_or_else(|| spec::NAME.to_owned());
             attempt += 1;
-            match docker.update_service(&id, new, options, None).await {
-                Ok(_) => return Ok(true),
+            match perform((docker, InSwarm::UpdateService { id: &id, version, spec: new })).await {
+                Ok(()) => return Ok(true),
                 Err(DockerError::DockerResponseServerError { message, .. })
                     if message.contains("update out of sequence") && attempt < ATTEMPTS =>
                 {

@@ -5,6 +5,7 @@ use bollard::Docker;
 use bollard::models::{Service, ServiceSpec};
 
 use super::{DeployError, spec};
+use crate::effect::{InSwarm, perform};
 use crate::record::Trouble;
 
 /// A service that puts agents on nodes.
@@ -38,7 +39,7 @@ fn is_of_agents(spec: &ServiceSpec) -> bool {
 
 /// Removes a service. One that is gone already is no failure.
 pub(crate) async fn remove(docker: &Docker, service: &AgentService) -> Result<(), DeployError> {
-    match docker.delete_service(&service.id).await {
+    match perform((docker, InSwarm::RemoveService { id: &service.id })).await {
         Err(error) if Trouble::of(&error) == Trouble::NotFound => Ok(()),
         done => done.map_err(|source| DeployError::Remove { name: service.name.clone(), source }),
     }

@@ -201,6 +201,7 @@ mod tests {
             seen: None,
             memo: None,
             unreached: Vec::new(),
+            troubles: Vec::new(),
         });
         let own = remembered(Err("no leader"), &hub, "INFO token=hidden\n", "1.2.3");
         assert!(own.files["version.json"].contains("1.2.3"));

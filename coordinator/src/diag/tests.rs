@@ -45,6 +45,7 @@ fn report(node: &str) -> Report {
         seen: None,
         memo: None,
         unreached: Vec::new(),
+        troubles: Vec::new(),
     }
 }
 

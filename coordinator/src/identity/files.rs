@@ -10,8 +10,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use requeen_protocol::node_key::{self, NodeKey, NodeKeyError};
+use requeen_protocol::{KeyRing, UnlockKey};
 use rustls::pki_types::pem::{Error as PemError, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer};
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 
@@ -23,6 +25,15 @@ pub(crate) struct CertificateFiles {
     cached: Mutex<Option<Cached>>,
     /// What was said of a failure that the last good files bridge, so that it is said once.
     said: Mutex<String>,
+    keys: Mutex<Keys>,
+}
+
+/// What opens the key where the swarm is autolocked: in memory alone.
+#[derive(Default)]
+struct Keys {
+    ring: KeyRing,
+    /// Whether the key on disk stayed closed when it was read last.
+    missing: bool,
 }
 
 struct Cached {
@@ -64,11 +75,19 @@ pub(crate) enum FilesError {
         /// Why.
         source: PemError,
     },
-    /// Autolock.
-    #[error("{path} is encrypted: this swarm has autolock on")]
+    /// Autolock, and no key for it.
+    #[error("{path} is encrypted, since the swarm is autolocked, and its engine gives no key for it now")]
     Encrypted {
         /// Which.
         path: PathBuf,
+    },
+    /// No engine encrypts like that.
+    #[error("{path} is encrypted in a form that is not known")]
+    Form {
+        /// Which.
+        path: PathBuf,
+        /// What of it.
+        source: NodeKeyError,
     },
     /// The node's own certificate has no node's name.
     #[error("{path} is not a swarm node's certificate")]
@@ -101,12 +120,12 @@ impl FilesError {
                 ))
             }
             FilesError::Encrypted { .. } => Some(
-                "turn autolock off while the swarm is upgraded: `docker swarm update --autolock=false`; the key on \
-                 disk is rewritten within seconds"
+                "the engine gives it while this manager is unlocked (`docker swarm unlock`) and the managers have a leader"
                     .to_owned(),
             ),
             FilesError::Read { .. }
             | FilesError::Pem { .. }
+            | FilesError::Form { .. }
             | FilesError::Name { .. }
             | FilesError::Root(_)
             | FilesError::Verifier(_)
@@ -122,7 +141,22 @@ const ROOT: &str = "swarm-root-ca.crt";
 impl CertificateFiles {
     /// The files in `<swarm_dir>/certificates`.
     pub(crate) fn new(swarm_dir: &Path) -> Self {
-        Self { dir: swarm_dir.join("certificates"), cached: Mutex::new(None), said: Mutex::default() }
+        let dir = swarm_dir.join("certificates");
+        Self { dir, cached: Mutex::new(None), said: Mutex::default(), keys: Mutex::default() }
+    }
+
+    /// Takes note of the swarm's unlock key.
+    pub(crate) fn learn(&self, key: UnlockKey) {
+        self.keys().ring.learn(key);
+    }
+
+    /// Whether the key on disk can't be opened with what is known.
+    pub(crate) fn lacks_key(&self) -> bool {
+        self.keys().missing
+    }
+
+    fn keys(&self) -> MutexGuard<'_, Keys> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The TLS server for a new connection. Clients have to chain to `trust_root`, or to the folder's own
@@ -180,7 +214,7 @@ impl CertificateFiles {
         let chain = certificates(&chain_path, &chain_pem)?;
         let leaf = chain.first().ok_or_else(|| nothing(&chain_path, "a certificate"))?;
         let name = PeerName::of(leaf).map_err(|source| FilesError::Name { path: chain_path, source })?;
-        let key = private_key(&key_path, &key_pem)?;
+        let key = self.private_key(&key_path, &key_pem)?;
         let roots = match trust_root {
             Some(pem) => certificates(Path::new("the swarm's trust root"), pem)?,
             None => {
@@ -190,6 +224,27 @@ impl CertificateFiles {
         };
         let config = server_config(chain, key, roots)?;
         Ok(OwnTls { config: Arc::new(config), name })
+    }
+
+    fn private_key(&self, path: &Path, pem: &str) -> Result<PrivateKeyDer<'static>, FilesError> {
+        let mut keys = self.keys();
+        keys.missing = false;
+        if !node_key::is_encrypted(pem) {
+            return PrivateKeyDer::from_pem_slice(without_headers(pem).as_bytes()).map_err(|source| FilesError::Pem {
+                path: path.to_owned(),
+                what: "a private key",
+                source,
+            });
+        }
+        match keys.ring.open(pem) {
+            Ok(NodeKey::Pkcs8(der)) => Ok(PrivatePkcs8KeyDer::from(der.to_vec()).into()),
+            Ok(NodeKey::Sec1(der)) => Ok(PrivateSec1KeyDer::from(der.to_vec()).into()),
+            Err(NodeKeyError::WrongKey) => {
+                keys.missing = true;
+                Err(FilesError::Encrypted { path: path.to_owned() })
+            }
+            Err(source @ NodeKeyError::Form(_)) => Err(FilesError::Form { path: path.to_owned(), source }),
+        }
     }
 
     fn text(&self, name: &str) -> Result<(PathBuf, String), FilesError> {
@@ -237,25 +292,6 @@ fn nothing(path: &Path, what: &'static str) -> FilesError {
     FilesError::Pem { path: path.to_owned(), what, source: PemError::NoItemsFound }
 }
 
-fn private_key(path: &Path, pem: &str) -> Result<PrivateKeyDer<'static>, FilesError> {
-    if is_encrypted(pem) {
-        return Err(FilesError::Encrypted { path: path.to_owned() });
-    }
-    PrivateKeyDer::from_pem_slice(without_headers(pem).as_bytes()).map_err(|source| FilesError::Pem {
-        path: path.to_owned(),
-        what: "a private key",
-        source,
-    })
-}
-
-/// Engines encrypt keys as PKCS#8, those before 18.09 as RFC 1423 has it.
-fn is_encrypted(pem: &str) -> bool {
-    pem.lines().any(|line| {
-        line.starts_with("-----BEGIN ENCRYPTED ")
-            || line.strip_prefix("Proc-Type:").is_some_and(|value| value.contains("ENCRYPTED"))
-    })
-}
-
 /// The PEM text without RFC 1421 headers: engines keep `kek-version` and `raft-dek` there, and PEM
 /// readers of today take them for base64.
 fn without_headers(pem: &str) -> String {
@@ -293,19 +329,31 @@ mod tests {
     }
 
     #[test]
-    fn encrypted_keys_are_named_with_the_remedy() {
+    fn an_encrypted_key_is_opened_once_the_swarms_key_is_known() {
         let dir = tempfile::tempdir().unwrap();
         let root = Root::new();
-        root.node("n", "swarm-manager", "c").install(dir.path(), &root.pem);
-        for key in [
-            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nkek-version: 9\n\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
-            "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END EC PRIVATE KEY-----\n",
-        ] {
-            fs::write(dir.path().join("certificates").join(KEY), key).unwrap();
-            let Err(error) = CertificateFiles::new(dir.path()).load(None) else { panic!("accepted") };
+        let node = root.node("n", "swarm-manager", "c");
+        node.install(dir.path(), &root.pem);
+        let unlock = UnlockKey::parse("SWMKEY-1-AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8").unwrap();
+        node.encrypt(dir.path(), &unlock);
+        let files = CertificateFiles::new(dir.path());
+        for other in [None, Some("SWMKEY-1-QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVr//v38+/o")] {
+            if let Some(text) = other {
+                files.learn(UnlockKey::parse(text).unwrap());
+            }
+            let Err(error) = files.load(None) else { panic!("accepted") };
             assert!(matches!(error, FilesError::Encrypted { .. }), "{error}");
-            assert!(error.hint().unwrap().contains("autolock=false"));
+            assert!(files.lacks_key() && error.hint().unwrap().contains("docker swarm unlock"));
         }
+        files.learn(unlock);
+        assert_eq!(files.load(None).unwrap().name.node.as_str(), "n");
+        assert!(!files.lacks_key());
+
+        let odd =
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nkek-version: 9\n\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+        fs::write(dir.path().join("certificates").join(KEY), odd).unwrap();
+        let Err(error) = CertificateFiles::new(dir.path()).load(None) else { panic!("accepted") };
+        assert!(matches!(error, FilesError::Encrypted { .. } | FilesError::Form { .. }), "{error}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use requeen_protocol::NodeId;
+use requeen_protocol::{NodeId, UnlockKey};
 use tokio::sync::Mutex;
 
 use super::files::{CertificateFiles, FilesError, OwnTls};
@@ -33,6 +33,7 @@ pub(crate) struct Gate<S> {
     clock: Clock,
     nodes: Mutex<Known<BTreeMap<NodeId, Role>>>,
     cluster: Mutex<Known<Cluster>>,
+    unlock_key: Mutex<Known<Option<UnlockKey>>>,
 }
 
 struct Known<T> {
@@ -77,14 +78,31 @@ pub(crate) enum Refused {
 impl<S: Swarm> Gate<S> {
     /// A gate that has asked nothing yet.
     pub(crate) fn new(swarm: S, files: CertificateFiles, clock: Clock) -> Self {
-        Self { swarm, files, clock, nodes: Mutex::new(Known::nothing()), cluster: Mutex::new(Known::nothing()) }
+        let (nodes, cluster) = (Mutex::new(Known::nothing()), Mutex::new(Known::nothing()));
+        Self { swarm, files, clock, nodes, cluster, unlock_key: Mutex::new(Known::nothing()) }
     }
 
     /// What to serve a new connection with, by the files and the root as they are now.
     pub(crate) async fn tls(&self) -> Result<OwnTls, FilesError> {
         let cluster = self.cluster().await;
         // Three `stat` calls when nothing has changed: not worth a thread.
-        self.files.load(cluster.as_deref().map(|cluster| cluster.trust_root.as_str()))
+        let load = || self.files.load(cluster.as_deref().map(|cluster| cluster.trust_root.as_str()));
+        let loaded = load();
+        if !self.files.lacks_key() {
+            return loaded;
+        }
+        let mut known = self.unlock_key.lock().await;
+        known.refresh(Duration::ZERO, &self.clock, || self.swarm.unlock_key()).await;
+        if let Some(key) = known.value.take().and_then(Arc::into_inner).flatten() {
+            self.files.learn(key);
+        }
+        load()
+    }
+
+    /// The swarm's unlock key as it is now, for a manager whose engine is about to be stopped; none where the swarm is not
+    /// autolocked.
+    pub(crate) async fn unlock_key(&self) -> Result<Option<UnlockKey>, AskError> {
+        tokio::time::timeout(ASK_TIMEOUT, self.swarm.unlock_key()).await.unwrap_or(Err(AskError::Timeout))
     }
 
     /// Whether the owner of a certificate that chains to the swarm's root may come in.
@@ -170,6 +188,8 @@ mod tests {
     struct Fake {
         nodes: std::sync::Mutex<Option<BTreeMap<NodeId, Role>>>,
         asked: AtomicU64,
+        unlock_key: std::sync::Mutex<Option<UnlockKey>>,
+        asked_for_key: AtomicU64,
     }
 
     impl Swarm for Arc<Fake> {
@@ -181,13 +201,18 @@ mod tests {
             self.asked.fetch_add(1, Ordering::SeqCst);
             self.nodes.lock().unwrap().clone().ok_or(AskError::Timeout)
         }
+
+        async fn unlock_key(&self) -> Result<Option<UnlockKey>, AskError> {
+            self.asked_for_key.fetch_add(1, Ordering::SeqCst);
+            Ok(self.unlock_key.lock().unwrap().clone())
+        }
     }
 
     struct World {
         fake: Arc<Fake>,
         millis: Arc<AtomicU64>,
         gate: Gate<Arc<Fake>>,
-        _dir: tempfile::TempDir,
+        dir: tempfile::TempDir,
     }
 
     fn world() -> World {
@@ -201,7 +226,7 @@ mod tests {
             Arc::new(move || start + Duration::from_millis(millis.load(Ordering::SeqCst)))
         };
         let gate = Gate::new(Arc::clone(&fake), CertificateFiles::new(dir.path()), clock);
-        World { fake, millis, gate, _dir: dir }
+        World { fake, millis, gate, dir }
     }
 
     impl World {
@@ -217,6 +242,35 @@ mod tests {
         async fn admit(&self, node: &str) -> Result<Admitted, Refused> {
             self.gate.admit(&PeerName { node: NodeId::from(node), cluster: "ours".to_owned() }).await
         }
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_encrypted_in_the_middle_is_opened_by_the_swarms_own() {
+        let world = world();
+        assert!(world.gate.tls().await.is_ok());
+        assert_eq!(world.fake.asked_for_key.load(Ordering::SeqCst), 0, "the key is not encrypted");
+
+        let unlock = |byte: u8| UnlockKey::parse(&format!("SWMKEY-1-{}", "AQID".repeat(usize::from(byte)))).unwrap();
+        let root = Root::new();
+        let renewed = root.node("renewed", "swarm-manager", "ours");
+        renewed.install(world.dir.path(), &root.pem);
+        renewed.encrypt(world.dir.path(), &unlock(1));
+        // Who has served before goes on until it has the key, and does not ask at each knock.
+        for _ in 0..5 {
+            assert_eq!(world.gate.tls().await.unwrap().name.node.as_str(), "m1");
+        }
+        assert_eq!(world.fake.asked_for_key.load(Ordering::SeqCst), 1);
+        *world.fake.unlock_key.lock().unwrap() = Some(unlock(1));
+        world.pass(1_000);
+        assert_eq!(world.gate.tls().await.unwrap().name.node.as_str(), "renewed");
+
+        let again = root.node("again", "swarm-manager", "ours");
+        again.install(world.dir.path(), &root.pem);
+        again.encrypt(world.dir.path(), &unlock(2));
+        *world.fake.unlock_key.lock().unwrap() = Some(unlock(2));
+        world.pass(1_000);
+        assert_eq!(world.gate.tls().await.unwrap().name.node.as_str(), "again", "the key was rotated");
+        assert_eq!(world.fake.asked_for_key.load(Ordering::SeqCst), 3);
     }
 
     #[tokio::test]

@@ -5,9 +5,9 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bollard::models::NodeSpecRoleEnum;
-use requeen_protocol::NodeId;
+use requeen_protocol::{NodeId, UnlockKey};
 
-use crate::observe::{Engine, ObserveError};
+use crate::observe::{Engine, ObserveError, RawError};
 use crate::plan::model::Role;
 
 /// The cluster as its managers know it.
@@ -31,6 +31,9 @@ pub(crate) enum AskError {
     /// The list of nodes.
     #[error("the engine did not list the swarm's nodes")]
     Nodes(#[source] bollard::errors::Error),
+    /// The unlock key.
+    #[error("the engine did not give the swarm's unlock key")]
+    UnlockKey(#[source] RawError),
     /// An answer without what it has to have.
     #[error("the engine described the swarm without its {0}")]
     Missing(&'static str),
@@ -45,6 +48,8 @@ pub(crate) trait Swarm: Send + Sync + 'static {
     fn cluster(&self) -> impl Future<Output = Result<Cluster, AskError>> + Send;
     /// The nodes now, with the roles that the swarm gives them now.
     fn nodes(&self) -> impl Future<Output = Result<BTreeMap<NodeId, Role>, AskError>> + Send;
+    /// The key with which managers are unlocked; none where the swarm is not autolocked.
+    fn unlock_key(&self) -> impl Future<Output = Result<Option<UnlockKey>, AskError>> + Send;
 }
 
 /// The managers, through the engine of this node.
@@ -79,5 +84,13 @@ impl Swarm for Managers {
             Some((NodeId(node.id?), role))
         };
         Ok(nodes.into_iter().filter_map(view).collect())
+    }
+
+    async fn unlock_key(&self) -> Result<Option<UnlockKey>, AskError> {
+        let said = self.0.raw("/swarm/unlockkey").await.map_err(AskError::UnlockKey)?;
+        match said["UnlockKey"].as_str() {
+            None | Some("") => Ok(None),
+            Some(text) => UnlockKey::parse(text).map(Some).map_err(|_| AskError::Missing("unlock key")),
+        }
     }
 }

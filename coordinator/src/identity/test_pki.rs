@@ -2,10 +2,15 @@
 
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use pkcs8::PrivateKeyInfoRef;
+use pkcs8::pkcs5::pbes2::Parameters;
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, date_time_ymd,
 };
+use requeen_protocol::UnlockKey;
 
 /// A swarm's root CA.
 pub(crate) struct Root {
@@ -113,6 +118,20 @@ impl Node {
         std::fs::write(dir.join("swarm-node.crt"), &self.pem).unwrap();
         std::fs::write(dir.join("swarm-root-ca.crt"), root_pem).unwrap();
         std::fs::write(dir.join("swarm-node.key"), self.key_with_headers()).unwrap();
+    }
+
+    /// Encrypts the installed key as a manager of an autolocked swarm does.
+    pub(crate) fn encrypt(&self, swarm_dir: &Path, key: &UnlockKey) {
+        let text = key.expose();
+        let passphrase = STANDARD_NO_PAD.decode(text.strip_prefix("SWMKEY-1-").unwrap()).unwrap();
+        let plain = KeyPair::from_pem(&self.key_pem).unwrap().serialize_der();
+        let how = Parameters::generate_pbkdf2_sha256_aes256cbc(2048, b"saltsalt", [7; 16]).unwrap();
+        let sealed = PrivateKeyInfoRef::try_from(&*plain).unwrap().encrypt_with_params(how, passphrase).unwrap();
+        let body = STANDARD.encode(sealed.as_bytes());
+        let label = "ENCRYPTED PRIVATE KEY";
+        let pem =
+            format!("-----BEGIN {label}-----\nkek-version: 9\nraft-dek: EgRA=\n\n{body}\n-----END {label}-----\n");
+        std::fs::write(swarm_dir.join("certificates/swarm-node.key"), pem).unwrap();
     }
 
     /// The key as an engine writes it.

@@ -21,6 +21,7 @@ pub(crate) struct World {
     pub(crate) nodes: BTreeMap<String, Value>,
     pub(crate) configs: BTreeMap<String, Value>,
     pub(crate) services: BTreeMap<String, Value>,
+    pub(crate) tasks: Vec<Value>,
     pub(crate) index: u64,
     /// Writes that are to fail with this status and text, last first.
     pub(crate) failing: Vec<(u16, String)>,
@@ -28,11 +29,18 @@ pub(crate) struct World {
     pub(crate) rivals: u32,
     /// Every availability that was set, in order.
     pub(crate) availabilities: Vec<(String, String)>,
+    /// Whether no write gets into the raft store, though everything can be read.
+    pub(crate) read_only: bool,
+    /// How many writes were refused for that.
+    pub(crate) refused: u32,
     /// Whether every list fails for want of a leader.
     pub(crate) leaderless: bool,
 }
 
 pub(crate) const NO_LEADER: &str = "The swarm does not have a leader. It's possible that too few managers are online.";
+
+/// What a write meets while the raft store takes none.
+const NO_STORE: &str = "rpc error: code = DeadlineExceeded desc = context deadline exceeded";
 
 type Shared = Arc<Mutex<World>>;
 
@@ -97,9 +105,11 @@ fn serve(socket: &std::path::Path, shared: &Shared, me: &str) -> tokio::task::Jo
     let api = Router::new()
         .route("/info", get(async || Json(info)))
         .route("/nodes", get(nodes))
-        .route("/tasks", get(empty))
+        .route("/tasks", get(tasks))
         .route("/services", get(services))
+        .route("/services/create", post(create_service))
         .route("/services/{id}", axum::routing::delete(delete_service))
+        .route("/services/{id}/update", post(update_service))
         .route("/nodes/{id}", get(inspect_node))
         .route("/nodes/{id}/update", post(update_node))
         .route("/configs", get(configs))
@@ -144,6 +154,12 @@ impl World {
         if self.leaderless {
             return Some(fail(503, NO_LEADER));
         }
+        if self.read_only {
+            self.refused += 1;
+            // Both are heard while a manager restarts.
+            let (status, text) = if self.refused.is_multiple_of(2) { (503, NO_LEADER) } else { (500, NO_STORE) };
+            return Some(fail(status, text));
+        }
         self.failing.pop().map(|(status, text)| fail(status, &text))
     }
 }
@@ -165,15 +181,55 @@ async fn services(State(at): At) -> Response {
     world.list(&world.services)
 }
 
+async fn tasks(State(at): At) -> Response {
+    let world = at.lock().unwrap();
+    if world.leaderless { fail(503, NO_LEADER) } else { Json(world.tasks.clone()).into_response() }
+}
+
+async fn create_service(State(at): At, Json(spec): Json<Value>) -> Response {
+    let mut world = at.lock().unwrap();
+    if let Some(refused) = world.obstacle() {
+        return refused;
+    }
+    world.index += 1;
+    let (name, index) = (spec["Name"].as_str().unwrap().to_owned(), world.index);
+    if world.services.contains_key(&name) {
+        return fail(409, "rpc error: code = AlreadyExists desc = name conflicts with an existing object");
+    }
+    world.services.insert(name.clone(), json!({"ID": name, "Version": {"Index": index}, "Spec": spec}));
+    (StatusCode::CREATED, Json(json!({"ID": name}))).into_response()
+}
+
+async fn update_service(
+    State(at): At,
+    Path(id): Path<String>,
+    Query(query): Query<BTreeMap<String, String>>,
+    Json(spec): Json<Value>,
+) -> Response {
+    let mut world = at.lock().unwrap();
+    if let Some(refused) = world.obstacle() {
+        return refused;
+    }
+    world.index += 1;
+    let index = world.index;
+    let service = world.services.get_mut(&id).unwrap();
+    if service["Version"]["Index"].as_u64() != query["version"].parse().ok() {
+        return fail(500, "rpc error: code = Unknown desc = update out of sequence");
+    }
+    service["Spec"] = spec;
+    service["Version"]["Index"] = index.into();
+    Json(json!({})).into_response()
+}
+
 async fn delete_service(State(at): At, Path(id): Path<String>) -> Response {
-    match at.lock().unwrap().services.remove(&id) {
+    let mut world = at.lock().unwrap();
+    if let Some(refused) = world.obstacle() {
+        return refused;
+    }
+    match world.services.remove(&id) {
         Some(_) => StatusCode::OK.into_response(),
         None => fail(404, "service not found"),
     }
-}
-
-async fn empty() -> Json<Value> {
-    Json(json!([]))
 }
 
 async fn inspect_node(State(at): At, Path(id): Path<String>) -> Response {
@@ -222,7 +278,11 @@ async fn create_config(State(at): At, Json(spec): Json<Value>) -> Response {
 }
 
 async fn delete_config(State(at): At, Path(id): Path<String>) -> Response {
-    match at.lock().unwrap().configs.remove(&id) {
+    let mut world = at.lock().unwrap();
+    if let Some(refused) = world.obstacle() {
+        return refused;
+    }
+    match world.configs.remove(&id) {
         Some(_) => StatusCode::NO_CONTENT.into_response(),
         None => fail(404, "config not found"),
     }

@@ -55,6 +55,7 @@ fn swarm(nodes: &[(&str, &str, [&str; 2], Option<Installed>)]) -> Observed {
         tasks: Vec::new(),
         global_services: Vec::new(),
         agents: BTreeMap::new(),
+        autolocked: false,
     };
     for (name, version, letters, installed) in nodes {
         let view = node(name, Role::Worker);

@@ -75,6 +75,10 @@ impl From<ObserveError> for Failure {
     fn from(error: ObserveError) -> Self {
         match &error {
             ObserveError::Connect { .. } => by_trouble(Some(Trouble::Unreachable), &error),
+            ObserveError::NotActive { state } if state == "locked" => refused(
+                chain(&error),
+                "type `docker swarm unlock` on this manager; what was under way then goes on by itself",
+            ),
             ObserveError::NotActive { .. } | ObserveError::NotManager { .. } => {
                 by_trouble(Some(Trouble::NotManager), &error)
             }
@@ -147,6 +151,7 @@ mod tests {
             ),
             (Failure::from(ObserveError::Info(DockerError::RequestTimeoutError)), FailureKind::Unreachable),
             (Failure::from(ObserveError::Tasks(answer(500, "disk on fire"))), FailureKind::Failed),
+            (Failure::from(ObserveError::NotActive { state: "locked".to_owned() }), FailureKind::Refused),
             (Failure::from(RecordError::NoneOpen), FailureKind::Refused),
             (
                 Failure::from(RecordError::Open { id: RolloutId::from("r1"), phase: Phase::Paused }),
@@ -157,6 +162,8 @@ mod tests {
         for (failure, kind) in table {
             assert_eq!(failure.kind, kind, "{}", failure.error);
         }
+        let locked = Failure::from(ObserveError::NotActive { state: "locked".to_owned() });
+        assert!(locked.hint.unwrap().contains("docker swarm unlock"));
         let open = Failure::from(RecordError::Open { id: RolloutId::from("r1"), phase: Phase::Paused });
         assert_eq!(open.error, "rollout r1 is open (paused)");
     }

@@ -97,6 +97,7 @@ fn whole(rollout: &Rollout, now: Timestamp) -> RolloutHistory {
             from: entry.from.clone(),
             step: entry.step.clone(),
             times: entry.times.clone(),
+            troubles: entry.troubles.clone(),
         })
         .collect();
     let granted = |node: &NodeHistory| node.times.iter().find(|(step, _)| step == "granted").map(|(_, ms)| *ms);

@@ -12,6 +12,7 @@ mod history;
 mod outdated;
 mod prepare;
 mod release;
+mod standalone;
 #[cfg(test)]
 mod tests;
 mod undeploy;
@@ -492,6 +493,18 @@ fn granted_by_hand(
     }
     match entry.step {
         Step::Waiting { .. } => entry.step = Step::Waiting { by_hand: true, forced: args.force },
+        // The node has its lease; what may hold back its stop is the operator's to override as well.
+        Step::Working { ref mut lease, ref work, .. } if work.is_before_the_permit() && !lease.forced => {
+            if !args.force {
+                let why = plan::plan(rollout, observed, now).waiting.remove(node);
+                let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+                let error = format!("node {} has a lease already, and is {}{why}", entry.hostname, entry.step.name());
+                let hint =
+                    "`requeen grant --force` overrides the quorum and the tasks of nodes before it, and nothing else";
+                return Err(refused(error, hint).into());
+            }
+            lease.forced = true;
+        }
         Step::Working { .. } | Step::Held { .. } | Step::Restoring { .. } | Step::Done { .. } => {
             let error = format!("node {} does not wait for a lease: it is {}", entry.hostname, entry.step.name());
             return Err(refused(error, "`requeen status` shows which nodes wait").into());

@@ -103,6 +103,7 @@ mod tests {
                 seen: None,
                 memo: None,
                 unreached: Vec::new(),
+                troubles: Vec::new(),
             };
             (NodeId::from(node), AgentView { report, silent_secs, state_secs: 0 })
         };
@@ -118,6 +119,7 @@ mod tests {
                 agent("restarting", None, 0),
             ]
             .into(),
+            autolocked: false,
         };
         let scope = ["current", "silent", "restarting", "never-heard"].map(NodeId::from).into();
         let (outdated, left_out) = split(&observed, scope, &bundle());

@@ -9,7 +9,7 @@ use requeen_protocol::{BundleRef, Digest, NodeId, NodeState, Preflight, RolloutI
 use tokio::time::Instant;
 
 use super::failure::{open, refused, refused_by};
-use super::{Ops, outdated, view};
+use super::{Ops, outdated, standalone, view};
 use crate::api::{Failure, FailureKind, PlanView, PolicyChoice, RollbackArgs, Started, UpgradeArgs};
 use crate::bundle;
 use crate::hub::Hub;
@@ -378,13 +378,14 @@ impl Ops {
             nodes,
             limit_lifted: false,
         };
+        let notes = standalone_notes(&prepared.observed, &rollout);
         let docker = self.engine.client().await?;
         let turn = self.turn.lock().await;
         record::create(&docker, &rollout).await?;
         tracing::info!(rollout = %rollout.request.id, uid, to = wish.to, why = prepared.why, "rollout started");
         self.hold(&rollout);
         drop(turn);
-        Ok(Started::Rollout { id: rollout.request.id })
+        Ok(Started::Rollout { id: rollout.request.id, notes })
     }
 
     pub(super) fn fresh_id(&self) -> Result<RolloutId, Failure> {
@@ -433,6 +434,16 @@ fn preflight<'a>(observed: &'a Observed, node: &NodeId) -> Option<&'a Preflight>
     }
 }
 
+/// What becomes of containers that are no tasks on the nodes that will move.
+fn standalone_notes(observed: &Observed, rollout: &Rollout) -> Vec<String> {
+    let moves = rollout.nodes.iter().filter(|(_, entry)| !matches!(entry.step, Step::Done { .. }));
+    let notes = |(id, entry): (&NodeId, &Entry)| {
+        let notes = preflight(observed, id).map(standalone::notes).unwrap_or_default();
+        notes.into_iter().map(|note| format!("{}: {note}", entry.hostname)).collect::<Vec<_>>()
+    };
+    moves.flat_map(notes).collect()
+}
+
 /// A node's entry at the start; one whose files are the target's already is done.
 fn first_entry(observed: &Observed, node: &NodeId) -> Option<Entry> {
     let view = observed.nodes.get(node)?;
@@ -448,6 +459,7 @@ fn first_entry(observed: &Observed, node: &NodeId) -> Option<Entry> {
         from: found.map_or_else(|| view.engine_version.clone(), |found| found.from.clone()),
         joined: false,
         times: vec![(step.name().to_owned(), 0)],
+        troubles: Vec::new(),
         step,
     })
 }

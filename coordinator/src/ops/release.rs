@@ -89,11 +89,13 @@ fn known(
         ),
     })?;
     let node = observed.nodes.get(id);
+    // It may have been promoted or demoted since.
+    let role = node.map_or(entry.role, |node| node.role);
     let view = ReleaseView {
         rollout: rollout.request.id.clone(),
         id: id.to_string(),
         hostname: host.clone(),
-        role: entry.role,
+        role,
         swarm: node.map(seen_node),
         before: freed::before(&entry.step),
         step: entry.step.name().to_owned(),
@@ -101,7 +103,7 @@ fn known(
         agent: agent.map(|agent| agent.report.state.clone()),
         said: agent.map(|agent| said(&agent.report.state)),
         silent_secs: agent.map(|agent| agent.silent_secs),
-        meaning: meaning(rollout, entry),
+        meaning: meaning(rollout, entry, role),
         hint: freed::hint(entry, node),
         released: false,
     };
@@ -145,7 +147,7 @@ fn seen_node(node: &NodeView) -> SeenNode {
 }
 
 /// What the node's step means for its engine, and what freeing its slot means for the others.
-fn meaning(rollout: &Rollout, entry: &Entry) -> Vec<String> {
+fn meaning(rollout: &Rollout, entry: &Entry, role: Role) -> Vec<String> {
     const UNTOUCHED: &str = "its engine was not stopped: no permit was given. An executor that lives drops its lease by \
                              itself and takes its links back";
     const ANYWHERE: &str = "the permit to stop its engine was given: the node may be anywhere between the old and the new \
@@ -169,7 +171,7 @@ fn meaning(rollout: &Rollout, entry: &Entry) -> Vec<String> {
         Step::Waiting { .. } | Step::Held { .. } | Step::Done { .. } => String::new(),
     }];
     words.push("the rollout takes it for failed and goes on with others".to_owned());
-    if entry.role == Role::Manager {
+    if role == Role::Manager {
         words.push(
             "as a manager it still counts: others are stopped only while a majority without it is reachable".to_owned(),
         );

@@ -205,6 +205,7 @@ async fn agents(lab: std::sync::Weak<Lab>, shutdown: CancellationToken) {
                 seen: None,
                 memo: None,
                 unreached: Vec::new(),
+                troubles: Vec::new(),
             });
             let version = version.as_str().unwrap().to_owned();
             let installed = (version == TO || is(&lab.current)) && !is(&lab.tampered);
@@ -260,6 +261,8 @@ fn obey(lab: &Lab, name: &str, order: Order, state: NodeState) -> NodeState {
                 set: digest(),
                 changes: if current { Vec::new() } else { vec![EngineFile::Dockerd] },
                 standalone: Vec::new(),
+                containers: Vec::new(),
+                containers_more: 0,
                 notes: Vec::new(),
             },
         },
@@ -326,7 +329,7 @@ async fn a_swarm_is_upgraded_and_left_as_it_was() {
     assert_eq!(lab.ops.hub.staging(), None);
     assert!(lab.fake.world().configs.is_empty());
 
-    let Started::Rollout { id } = lab.ops.start(lab.args(), 1000).await.unwrap() else { panic!("nothing to do?") };
+    let Started::Rollout { id, .. } = lab.ops.start(lab.args(), 1000).await.unwrap() else { panic!("nothing to do?") };
     let status = lab.until_phase(ended).await;
     assert_eq!(status.rollout.unwrap().id, id);
     for node in &status.nodes {
@@ -678,7 +681,7 @@ async fn files_that_were_changed_are_found() {
     );
 
     let args = UpgradeArgs { exclude: vec!["w2".to_owned()], manual: true, ..lab.args() };
-    let Started::Rollout { id } = lab.ops.start(args, 0).await.unwrap() else { panic!("nothing to do?") };
+    let Started::Rollout { id, .. } = lab.ops.start(args, 0).await.unwrap() else { panic!("nothing to do?") };
     let failure = lab.ops.verify().await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Refused, "{}", failure.error);
     assert!(failure.error.contains("is open"), "{}", failure.error);

@@ -93,7 +93,8 @@ impl Ops {
             self.hub.forget_node(&NodeId(node.id.clone()));
         }
         self.bundles().clear();
-        done.troubles.extend(store::remove_all(&self.data_dir.join("bundles")).err().map(|error| chain(&error)));
+        let removed = store::remove_all(&self.data_dir.join("bundles")).await;
+        done.troubles.extend(removed.err().map(|error| chain(&error)));
         Ok(done)
     }
 

@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use requeen_protocol::{NodeId, NodeState, RolloutId, Target};
+use requeen_protocol::{NodeId, NodeState, Problem, RolloutId, Target};
 
+use super::standalone;
 use crate::api::{LeftOut, NodeStatus, PlanView, PlannedNode, RolloutView, StatusView, TimeLimit};
 use crate::plan::freed;
-use crate::plan::model::{Entry, IN_WORK, Observed, Rollout, Step};
+use crate::plan::locked;
+use crate::plan::model::{AgentView, Availability, Entry, IN_WORK, Observed, Role, Rollout, Step};
 use crate::plan::reasons::{Refusal, WaitingFor};
 use crate::plan::refuse;
 use crate::probe::StepSpan;
@@ -27,6 +29,10 @@ pub(super) fn status(
     now: Timestamp,
 ) -> StatusView {
     let everyone = observed.nodes.keys().cloned().collect();
+    let removed = rollout.filter(|rollout| is_open(rollout)).into_iter().flat_map(|rollout| {
+        let gone = |(id, entry): &(&NodeId, &Entry)| entry.step.in_work() && !observed.nodes.contains_key(*id);
+        rollout.nodes.iter().filter(gone).map(|(id, entry)| removed_node(observed, rollout, id, entry, waiting, now))
+    });
     let nodes = refuse::order(observed, &everyone)
         .into_iter()
         .filter_map(|id| {
@@ -46,6 +52,9 @@ pub(super) fn status(
             });
             // A node outside the rollout may be on its way into it.
             let why = why.or_else(|| waiting.get(&id).filter(|_| entry.is_none() && open.is_some()).cloned());
+            // Of all reasons for silence the one that only the operator can end.
+            let why = locked::may_be_locked(observed, &id).or(why);
+            let troubles = troubles(entry, agent, rollout);
             Some(NodeStatus {
                 id: id.to_string(),
                 hostname: node.hostname.clone(),
@@ -59,10 +68,12 @@ pub(super) fn status(
                 since_ms: open.zip(entry).map(|(rollout, entry)| since_ms(rollout, entry, now)),
                 agent: agent.map(|agent| agent.report.state.clone()),
                 silent_secs: agent.map(|agent| agent.silent_secs),
-                why: why.as_ref().map(ToString::to_string),
+                why: why.as_ref().map(|why| with_trouble(why, entry, &troubles)),
                 waiting: why,
+                troubles,
             })
         })
+        .chain(removed)
         .collect();
     StatusView {
         server_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -72,6 +83,52 @@ pub(super) fn status(
         without_record: orphans.iter().cloned().collect(),
         nodes,
     }
+}
+
+/// A node that the swarm does not list any more and that holds a slot all the same: the operator has to know.
+fn removed_node(
+    observed: &Observed,
+    rollout: &Rollout,
+    id: &NodeId,
+    entry: &Entry,
+    waiting: &BTreeMap<NodeId, WaitingFor>,
+    now: Timestamp,
+) -> NodeStatus {
+    let (agent, why) = (observed.agents.get(id), waiting.get(id).cloned());
+    NodeStatus {
+        id: id.to_string(),
+        hostname: entry.hostname.clone(),
+        role: entry.role,
+        leader: false,
+        availability: Availability::Drain,
+        ready: false,
+        engine: entry.from.clone(),
+        step: Some(entry.step.clone()),
+        times: entry.times.clone(),
+        since_ms: Some(since_ms(rollout, entry, now)),
+        agent: agent.map(|agent| agent.report.state.clone()),
+        silent_secs: agent.map(|agent| agent.silent_secs),
+        why: why.as_ref().map(ToString::to_string),
+        waiting: why,
+        troubles: troubles(Some(entry), agent, Some(rollout)),
+    }
+}
+
+/// Why a node does not move, in words, with what is wrong on it while it works.
+fn with_trouble(why: &WaitingFor, entry: Option<&Entry>, troubles: &[Problem]) -> String {
+    match (entry.map(|entry| &entry.step), troubles.last()) {
+        (Some(Step::Working { .. }), Some(trouble)) => format!("{why}; {}", trouble.what),
+        (Some(_) | None, _) => why.to_string(),
+    }
+}
+
+/// What is wrong on a node beside what its step says: as its agent says it now, else as it was when its work ended.
+fn troubles(entry: Option<&Entry>, agent: Option<&AgentView>, rollout: Option<&Rollout>) -> Vec<Problem> {
+    let Some(entry) = entry else { return Vec::new() };
+    let report = agent.map(|agent| &agent.report);
+    let now = report.filter(|report| report.state.rollout() == rollout.map(|rollout| &rollout.request.id));
+    let now = now.map(|report| report.troubles.clone()).unwrap_or_default();
+    if now.is_empty() { entry.troubles.clone() } else { now }
 }
 
 pub(super) fn since_ms(rollout: &Rollout, entry: &Entry, now: Timestamp) -> u64 {
@@ -153,11 +210,13 @@ pub(super) fn plan(
                 | NodeState::Cleaned { .. } => None,
             });
             let mut notes = preflight.map(|found| found.notes.clone()).unwrap_or_default();
-            if let Some(found) = preflight.filter(|found| !found.standalone.is_empty()) {
-                notes.push(format!(
-                    "containers that are no swarm tasks stop with the engine: {}",
-                    found.standalone.join(", ")
-                ));
+            notes.extend(preflight.into_iter().flat_map(standalone::notes));
+            if observed.autolocked && view.role == Role::Manager {
+                notes.push(
+                    "the swarm is autolocked: this manager is unlocked after the restart, with the key that is fetched \
+                     just before; after a power cut in between type `docker swarm unlock` on it"
+                        .to_owned(),
+                );
             }
             Some(PlannedNode {
                 id: node.to_string(),
@@ -172,6 +231,7 @@ pub(super) fn plan(
                     .unwrap_or_default(),
                 staged: preflight.is_some(),
                 notes,
+                containers: preflight.map(|found| found.containers.clone()).unwrap_or_default(),
             })
         })
         .collect();
@@ -210,11 +270,11 @@ pub(super) fn spans(rollout: &Rollout) -> Vec<StepSpan> {
 
 #[cfg(test)]
 mod tests {
-    use requeen_protocol::{LeaseId, Target};
+    use requeen_protocol::{LeaseId, Report, Speaker, Target};
 
     use super::*;
     use crate::plan::model::{
-        Availability, LeaseRecord, ManagerPolicy, NodeView, Outcome, Owner, Phase, Policy, Request, Role, SCHEMA, Work,
+        Availability, LeaseRecord, ManagerPolicy, NodeView, Outcome, Owner, Phase, Policy, Request, SCHEMA, Work,
     };
 
     fn at(second: i64) -> Timestamp {
@@ -241,6 +301,7 @@ mod tests {
             tasks: Vec::new(),
             global_services: Vec::new(),
             agents: BTreeMap::new(),
+            autolocked: false,
         }
     }
 
@@ -252,6 +313,7 @@ mod tests {
             joined: false,
             step,
             times: vec![("waiting".to_owned(), 0), ("draining".to_owned(), 1000), ("emptying".to_owned(), 3000)],
+            troubles: Vec::new(),
         };
         Rollout {
             request: Request {
@@ -325,6 +387,71 @@ mod tests {
         let view = view.rollout.unwrap();
         assert_eq!((view.elapsed_ms, view.owner.as_str()), (100_000, "host-m1"));
         assert_eq!(view.to, "the engine before rollout q");
+    }
+
+    #[test]
+    fn in_an_autolocked_swarm_managers_are_unlocked_and_the_plan_says_so() {
+        let scope = ["m1", "m2"].map(NodeId::from).into();
+        let of = |observed: &Observed| {
+            plan(observed, &scope, &RolloutId::from("r"), "26.1.5", "rolling".to_owned(), Vec::new()).nodes
+        };
+        let mut observed = swarm();
+        assert!(of(&observed).iter().all(|node| node.notes.is_empty()));
+        observed.autolocked = true;
+        observed.nodes.get_mut(&NodeId::from("m2")).unwrap().role = Role::Worker;
+        for node in of(&observed) {
+            let told = node.notes.iter().any(|note| note.contains("docker swarm unlock"));
+            assert_eq!(told, node.role == Role::Manager, "{}: {:?}", node.hostname, node.notes);
+        }
+    }
+
+    #[test]
+    fn a_removed_node_is_shown_as_long_as_it_holds_a_slot() {
+        let lease = || LeaseRecord { id: LeaseId::from("l"), epoch: 1, forced: false };
+        let working = Step::Working { lease: lease(), before: Availability::Active, work: Work::Settling };
+        let mut open = rollout(Phase::Running, [held(), working]);
+        let removed = WaitingFor::Removed { node: "host".to_owned() };
+        let waiting = BTreeMap::from([(NodeId::from("m2"), removed)]);
+        let mut swarm = swarm();
+        swarm.nodes.remove(&NodeId::from("m2"));
+        let view = status(&swarm, Some(&open), &waiting, &BTreeSet::new(), at(100));
+        let gone = shown(&view, "m2");
+        assert_eq!((gone.hostname.as_str(), gone.ready), ("host", false));
+        assert!(gone.why.as_ref().unwrap().ends_with("then `requeen release host`"), "{:?}", gone.why);
+        open.nodes.get_mut(&NodeId::from("m2")).unwrap().step = Step::Done { outcome: Outcome::Untouched };
+        let view = status(&swarm, Some(&open), &BTreeMap::new(), &BTreeSet::new(), at(100));
+        assert!(view.nodes.iter().all(|node| node.id != "m2"), "{:?}", view.nodes);
+    }
+
+    #[test]
+    fn what_is_wrong_beside_the_work_is_shown_and_outlives_the_executor() {
+        let trouble = |what: &str| Problem { what: what.to_owned(), hint: "make room".to_owned() };
+        let lease = LeaseRecord { id: LeaseId::from("l"), epoch: 1, forced: false };
+        let working = Step::Working { lease, before: Availability::Active, work: Work::Linking };
+        let mut open = rollout(Phase::Running, [held(), working]);
+        open.nodes.get_mut(&NodeId::from("m1")).unwrap().troubles = vec![trouble("container db")];
+        let mut observed = swarm();
+        let state = NodeState::Leased { rollout: RolloutId::from("r"), lease: LeaseId::from("l"), task_containers: 0 };
+        let report = Report {
+            node: NodeId::from("m2"),
+            agent_version: "0".to_owned(),
+            speaker: Speaker::Executor,
+            boot_id: "b".to_owned(),
+            engine: None,
+            installed: None,
+            state,
+            seen: None,
+            memo: None,
+            unreached: Vec::new(),
+            troubles: vec![trouble("no space left")],
+        };
+        observed.agents.insert(NodeId::from("m2"), AgentView { report, silent_secs: 0, state_secs: 0 });
+        let waiting = BTreeMap::from([(NodeId::from("m2"), WaitingFor::Links)]);
+        let view = status(&observed, Some(&open), &waiting, &BTreeSet::new(), at(100));
+        assert_eq!(shown(&view, "m1").troubles, [trouble("container db")], "as it was when its work ended");
+        let working = shown(&view, "m2");
+        assert_eq!(working.troubles, [trouble("no space left")]);
+        assert!(working.why.as_ref().unwrap().ends_with("; no space left"), "{:?}", working.why);
     }
 
     #[test]

@@ -38,6 +38,29 @@ pub fn may_free(entry: &Entry, observed: &Observed, id: &NodeId, listening_secs:
     }
 }
 
+/// Whether the engine of a node that was removed from the swarm was certainly not stopped under its lease: no permit was
+/// given, and its own last word is of no later step, as it may be where the record was made again. It can't get a permit
+/// any more, so its slot is free. That is somebody's word, `docker node rm`, and not silence.
+pub(super) fn is_untouched(work: &Work, agent: Option<&AgentView>) -> bool {
+    let Some(agent) = agent.filter(|_| work.is_before_the_permit()) else {
+        return false;
+    };
+    match agent.report.state {
+        NodeState::Idle
+        | NodeState::Staging { .. }
+        | NodeState::Staged { .. }
+        | NodeState::Refused { .. }
+        | NodeState::Leased { .. }
+        | NodeState::Linked { .. }
+        | NodeState::Cleaned { .. } => true,
+        NodeState::Swapping { .. }
+        | NodeState::Running { .. }
+        | NodeState::Upgraded { .. }
+        | NodeState::RolledBack { .. }
+        | NodeState::Stuck { .. } => false,
+    }
+}
+
 /// What is recorded of a node whose slot `uid` frees. Its availability stays as it is now.
 pub fn freed(entry: &Entry, node: Option<&NodeView>, uid: u32) -> Step {
     let when = match &entry.step {

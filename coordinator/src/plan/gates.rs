@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use requeen_protocol::{NodeId, NodeState};
 
 use super::limit::Limit;
-use super::model::{AgentView, Availability, Entry, LeaseRecord, NodeView, Observed, Phase, Role, Rollout, Step};
+use super::model::{AgentView, Availability, Entry, LeaseRecord, NodeView, Observed, Phase, Role, Rollout, Step, Work};
 use super::reasons::WaitingFor;
 use super::returning;
 
@@ -297,10 +297,30 @@ impl<'a> Gates<'a> {
         if let Some(why) = emptied(self.observed, node, agent) {
             return Some(why);
         }
+        let manager = node.role == Role::Manager;
+        if manager && let Some(why) = self.another_stops(&node.id) {
+            return Some(why);
+        }
         if lease.forced {
             return None;
         }
-        self.others_tasks().or_else(|| if node.role == Role::Manager { self.quorum(&node.id) } else { None })
+        self.others_tasks().or_else(|| if manager { self.quorum(&node.id) } else { None })
+    }
+
+    /// Workers go several at a time, and may have been promoted since: of two that are managers now one stops after the
+    /// other, so that each sees what the quorum is without the one before.
+    fn another_stops(&self, id: &NodeId) -> Option<WaitingFor> {
+        let first = self.in_work.iter().find(|other| {
+            let manager = self.observed.nodes.get(**other).is_some_and(|node| node.role == Role::Manager);
+            let Step::Working { work, .. } = &self.rollout.nodes[**other].step else { return false };
+            manager
+                && match work {
+                    Work::Linking => **other < id,
+                    Work::Permitted { .. } | Work::SwitchingBack { .. } => **other != id,
+                    Work::Granted | Work::Draining | Work::Emptying | Work::Settling | Work::Withdrawing => false,
+                }
+        });
+        first.map(|other| WaitingFor::PriorManager { node: self.name(other) })
     }
 
     /// No engine is stopped before a manager that is active again has its tasks back.

@@ -91,5 +91,6 @@ fn first_entry(node: &NodeView) -> Entry {
         joined: true,
         step: Step::Waiting { by_hand: false, forced: false },
         times: Vec::new(),
+        troubles: Vec::new(),
     }
 }

@@ -23,6 +23,7 @@ fn swarm(names: &[&str], managers: ManagerPolicy) -> (Observed, Rollout) {
         me: nodes[0].id.clone(),
         has_leader: true,
         agents: nodes.iter().map(|view| (view.id.clone(), agent(view, staged(&rollout.request.id)))).collect(),
+        autolocked: false,
         nodes: nodes.into_iter().map(|view| (view.id.clone(), view)).collect(),
         tasks: Vec::new(),
         global_services: Vec::new(),

@@ -9,6 +9,7 @@ pub mod freed;
 mod gates;
 mod joins;
 pub mod limit;
+pub mod locked;
 pub mod model;
 pub mod orders;
 pub mod owner;
@@ -16,6 +17,7 @@ pub mod reasons;
 pub mod rebuild;
 pub mod refuse;
 mod returning;
+mod roles;
 #[cfg(test)]
 pub(crate) mod simulation;
 #[cfg(test)]
@@ -89,6 +91,7 @@ enum Next {
 /// Plans the next moves of `rollout`. `now` is the one clock that a policy may ever read: rules that
 /// depend on the time of day take it from here.
 pub fn plan(rollout: &Rollout, observed: &Observed, now: Timestamp) -> Plan {
+    let rollout = &*roles::as_they_are(rollout, observed);
     let mut plan = Plan::default();
     if matches!(rollout.phase, Phase::Ended { .. }) {
         return plan;
@@ -255,13 +258,16 @@ fn advance(
     work: &Work,
 ) -> Next {
     let to = |work: Work| Next::Record(Step::Working { lease: lease.clone(), before, work });
-    let Some(agent) = observed.agents.get(id) else {
-        return Next::Wait(WaitingFor::Agent);
-    };
+    let agent = observed.agents.get(id);
     let Some(node) = observed.nodes.get(id) else {
-        return Next::Wait(WaitingFor::SwarmView {
-            missing: "the node itself: it was removed from the swarm (`requeen release` frees its slot)".to_owned(),
-        });
+        return if freed::is_untouched(work, agent) {
+            Next::Record(Step::Done { outcome: Outcome::Untouched })
+        } else {
+            Next::Wait(WaitingFor::Removed { node: rollout.nodes[id].hostname.clone() })
+        };
+    };
+    let Some(agent) = agent else {
+        return Next::Wait(WaitingFor::Agent);
     };
     // Final words of the node count at every step.
     if agent.report.state.lease() == Some(&lease.id) || matches!(agent.report.state, NodeState::Stuck { .. }) {
@@ -274,10 +280,15 @@ fn advance(
                 );
             }
             NodeState::Stuck { rollout: of, reason, hint, .. } if *of == rollout.request.id => {
-                return Next::Trouble(
-                    Step::Done { outcome: Outcome::Failed { reason: reason.clone(), hint: hint.clone() } },
-                    reason.clone(),
-                );
+                let outcome = Outcome::Failed { reason: reason.clone(), hint: hint.clone() };
+                // Without a permit its engine was not stopped, so its tasks may come back, whatever the managers' policy: its old
+                // engine is among other old ones that are active.
+                let step = if work.is_before_the_permit() {
+                    Step::Restoring { before, outcome }
+                } else {
+                    Step::Done { outcome }
+                };
+                return Next::Trouble(step, reason.clone());
             }
             NodeState::Idle
             | NodeState::Staging { .. }
@@ -469,6 +480,10 @@ fn restore(rollout: &Rollout, observed: &Observed, id: &NodeId, before: Availabi
     };
     if node.availability != before {
         return Next::Availability(before, WaitingFor::Availability);
+    }
+    if matches!(outcome, Outcome::Failed { .. }) {
+        // It needs an operator, whatever becomes of its tasks.
+        return done();
     }
     if !node.ready {
         return Next::Wait(WaitingFor::SwarmView { missing: "state ready".to_owned() });

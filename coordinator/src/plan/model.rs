@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use jiff::Timestamp;
-use requeen_protocol::{Lease, LeaseId, NodeId, PermitId, Report, RolloutId, Target};
+use requeen_protocol::{Lease, LeaseId, NodeId, PermitId, Problem, Report, RolloutId, Target};
 use serde::{Deserialize, Serialize};
 
 /// A node's availability, as `docker node update --availability` names it.
@@ -29,7 +29,7 @@ impl fmt::Display for Availability {
     }
 }
 
-/// A node's role, as the swarm records it now (not as its certificate says).
+/// A node's role, as the swarm records it now (not as its certificate says). Who is still a member of raft is a manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
@@ -115,6 +115,8 @@ pub struct Observed {
     pub global_services: Vec<String>,
     /// What agents said.
     pub agents: BTreeMap<NodeId, AgentView>,
+    /// Whether managers are locked after each start of their engine.
+    pub autolocked: bool,
 }
 
 /// How managers' availability is handled.
@@ -372,6 +374,9 @@ pub struct Entry {
     pub step: Step,
     /// When each step began: name and milliseconds since the rollout's start.
     pub times: Vec<(String, u64)>,
+    /// What was wrong on the node when its work ended, and changed nothing of how it ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub troubles: Vec<Problem>,
 }
 
 /// A rollout: the immutable request and the mutable record.
@@ -428,6 +433,16 @@ impl Step {
         match self {
             Step::Working { .. } | Step::Restoring { .. } => true,
             Step::Waiting { .. } | Step::Held { .. } | Step::Done { .. } => false,
+        }
+    }
+}
+
+impl Work {
+    /// Whether no permit was given under the lease, so that the node's engine can't have been stopped by it.
+    pub fn is_before_the_permit(&self) -> bool {
+        match self {
+            Work::Granted | Work::Draining | Work::Emptying | Work::Linking | Work::Withdrawing => true,
+            Work::Permitted { .. } | Work::Settling | Work::SwitchingBack { .. } => false,
         }
     }
 }

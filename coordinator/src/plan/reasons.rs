@@ -85,6 +85,11 @@ pub enum WaitingFor {
         /// How many.
         count: u32,
     },
+    /// It was removed from the swarm after it was told to stop its engine, or nobody knows whether it was.
+    Removed {
+        /// Its host name.
+        node: String,
+    },
     /// Somebody changed the node's availability after it was drained.
     AvailabilityChanged {
         /// What it is now.
@@ -133,6 +138,11 @@ pub enum WaitingFor {
     },
     /// The availability has to be restored.
     Availability,
+    /// A manager of an autolocked swarm is out of reach and its agent silent: it may have to be unlocked.
+    Unlock {
+        /// Seconds since its agent was heard, if it ever was.
+        silent_secs: Option<u64>,
+    },
 }
 
 impl fmt::Display for WaitingFor {
@@ -172,6 +182,10 @@ impl fmt::Display for WaitingFor {
             WaitingFor::AvailabilityChanged { now } => {
                 write!(f, "somebody made it {now} after it was drained; drain it again or `requeen abort`")
             }
+            WaitingFor::Removed { node } => write!(
+                f,
+                "it was removed from the swarm, and its engine may have been stopped: see there, then `requeen release {node}`"
+            ),
             WaitingFor::Links => f.write_str("links are put in place"),
             WaitingFor::Engine { phase, detail } => {
                 match phase {
@@ -204,6 +218,13 @@ impl fmt::Display for WaitingFor {
                 write!(f, "tasks to run again on {node} first: {}", services.join(", "))
             }
             WaitingFor::Availability => f.write_str("its availability is being restored"),
+            WaitingFor::Unlock { silent_secs } => {
+                match silent_secs {
+                    Some(secs) => write!(f, "out of reach, and its agent has been silent for {secs} s")?,
+                    None => f.write_str("out of reach, and no agent has called from this node")?,
+                }
+                write!(f, "; {}", super::locked::HINT)
+            }
         }
     }
 }

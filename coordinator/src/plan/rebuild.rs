@@ -80,7 +80,8 @@ pub fn rebuild(observed: &Observed, id: &RolloutId, epoch: u64, now: Timestamp) 
         if step.name() != GRANTED {
             times.push((step.name().to_owned(), since));
         }
-        nodes.insert(node.clone(), Entry { hostname, role: view.role, from, step, times, joined: false });
+        let troubles = Vec::new();
+        nodes.insert(node.clone(), Entry { hostname, role: view.role, from, step, times, joined: false, troubles });
     }
     let owner = Owner { node: observed.me.clone(), epoch, renewed: now };
     Some(Rollout { request, phase: Phase::Running, owner, nodes, limit_lifted: false })

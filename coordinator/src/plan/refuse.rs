@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use requeen_protocol::{NodeId, NodeState};
 
 use super::gates::quorum_without;
+use super::locked;
 use super::model::{AgentView, Availability, ManagerPolicy, NodeView, Observed, Policy, Role};
 use super::reasons::Refusal;
 use crate::api::PolicyChoice;
@@ -130,7 +131,10 @@ pub fn swarm(observed: &Observed, scope: &BTreeSet<NodeId>, policy: &Policy) -> 
             refusals.push(Refusal {
                 node: Some(node.hostname.clone()),
                 what: format!("node {} is down", node.hostname),
-                hint: format!("bring it back, or leave it out with `--exclude {}`", node.hostname),
+                hint: match locked::may_be_locked(observed, &node.id) {
+                    Some(_) => format!("{}; or leave it out with `--exclude {}`", locked::HINT, node.hostname),
+                    None => format!("bring it back, or leave it out with `--exclude {}`", node.hostname),
+                },
             });
         } else if observed.agents.get(&node.id).is_none_or(|agent| agent.silent_secs > super::SILENT_SECS) {
             refusals.push(missing_agent(node));

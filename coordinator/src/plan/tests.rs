@@ -22,6 +22,7 @@ pub(super) fn swarm(names: &[&str]) -> (Vec<NodeView>, Observed, Rollout) {
         me: nodes[0].id.clone(),
         has_leader: true,
         agents: nodes.iter().map(|view| (view.id.clone(), agent(view, staged(&rollout.request.id)))).collect(),
+        autolocked: false,
         nodes: nodes.iter().map(|view| (view.id.clone(), view.clone())).collect(),
         tasks: Vec::new(),
         global_services: Vec::new(),
@@ -576,8 +577,119 @@ fn a_node_that_was_removed_before_its_lease_is_no_reason_to_wait() {
     assert_eq!(plan_now(&rollout, &observed).moves, [Move::Record { node: nodes[3].id.clone(), step: step.clone() }]);
     rollout.nodes.get_mut(&nodes[3].id).unwrap().step = step;
     assert_eq!(granted(&plan_now(&rollout, &observed).moves), ["id-m2"]);
-    // Under a lease its engine may be down: that is not over by a word to the swarm.
-    rollout.nodes.get_mut(&nodes[3].id).unwrap().step = working(Work::Linking);
-    let moves = plan_now(&rollout, &observed).moves;
-    assert!(!moves.iter().any(|step| matches!(step, Move::Record { node, .. } if *node == nodes[3].id)), "{moves:?}");
+}
+
+#[test]
+fn a_node_that_was_removed_under_a_lease_is_free_only_where_it_can_not_stop_its_engine() {
+    let permit = || Work::Permitted { permit: requeen_protocol::PermitId("p".into()), index: 1 };
+    let (nodes, mut observed, mut rollout) = swarm(&["m1", "m2", "m3", "w1"]);
+    let id = nodes[3].id.clone();
+    observed.nodes.remove(&id);
+    let leased = NodeState::Leased { rollout: rollout.request.id.clone(), lease: lease().id, task_containers: 2 };
+    let swapping = NodeState::Swapping {
+        rollout: rollout.request.id.clone(),
+        lease: lease().id,
+        phase: SwapPhase::Stopping,
+        waiting: None,
+    };
+    let mut said = agent(&nodes[3], leased);
+    said.silent_secs = 999;
+    let mut further = said.clone();
+    further.report.state = swapping;
+    let switching_back = || Work::SwitchingBack { reason: "x".into() };
+    for (work, said, free) in [
+        (Work::Granted, Some(&said), true),
+        (Work::Draining, Some(&said), true),
+        (Work::Emptying, Some(&said), true),
+        (Work::Linking, Some(&said), true),
+        (Work::Withdrawing, Some(&said), true),
+        // Its engine may be down: that is not over by a word to the swarm.
+        (permit(), Some(&said), false),
+        (Work::Settling, Some(&said), false),
+        (switching_back(), Some(&said), false),
+        // A record that was made again may be behind the node.
+        (Work::Linking, Some(&further), false),
+        (Work::Linking, None, false),
+    ] {
+        observed.agents.remove(&id);
+        observed.agents.extend(said.map(|said| (id.clone(), said.clone())));
+        rollout.nodes.get_mut(&id).unwrap().step = working(work.clone());
+        let plan = plan_now(&rollout, &observed);
+        let untouched = Move::Record { node: id.clone(), step: Step::Done { outcome: Outcome::Untouched } };
+        assert_eq!(plan.moves.contains(&untouched), free, "{work:?}: {:?}", plan.moves);
+        let why = plan.waiting.get(&id);
+        assert_eq!(why == Some(&WaitingFor::Removed { node: "w1".into() }), !free, "{work:?}: {why:?}");
+    }
+}
+
+#[test]
+fn a_node_that_was_promoted_or_demoted_takes_its_place_among_the_others() {
+    // w1 waits as what it is now; otherwise it would wait for the managers, and the leader for it.
+    let (nodes, mut observed, rollout) = swarm(&["m1", "m2", "m3", "w1", "w2"]);
+    observed.nodes.get_mut(&nodes[3].id).unwrap().role = Role::Manager;
+    let rollout = done(rollout, &["m2", "m3"]);
+    assert_eq!(granted(&plan_now(&rollout, &observed).moves), ["id-w1"]);
+    // A manager whose name comes last, and which is a worker now, waits for the managers alone.
+    let (nodes, mut observed, rollout) = swarm(&["m1", "m2", "m3", "m9", "w1"]);
+    let demoted = observed.nodes.get_mut(&nodes[3].id).unwrap();
+    (demoted.role, demoted.hostname) = (Role::Worker, "z".into());
+    let rollout = done(rollout, &["m2", "m3"]);
+    assert_eq!(granted(&plan_now(&rollout, &observed).moves), ["id-m1"]);
+    assert_eq!(granted(&plan_now(&done(rollout, &["m1"]), &observed).moves), ["id-w1"]);
+}
+
+fn done(mut rollout: Rollout, names: &[&str]) -> Rollout {
+    for entry in rollout.nodes.values_mut().filter(|entry| names.contains(&entry.hostname.as_str())) {
+        entry.step = Step::Done { outcome: Outcome::Upgraded { engine_down_ms: 1 } };
+    }
+    rollout
+}
+
+#[test]
+fn of_workers_that_were_promoted_one_stops_after_the_other() {
+    let (nodes, mut observed, mut rollout) = swarm(&["m1", "w1", "w2"]);
+    for view in &nodes[1..] {
+        let linked = NodeState::Linked { rollout: rollout.request.id.clone(), lease: lease().id, task_containers: 0 };
+        observed.agents.insert(view.id.clone(), agent(view, linked));
+        let node = observed.nodes.get_mut(&view.id).unwrap();
+        (node.role, node.availability, node.reachable) = (Role::Manager, Availability::Drain, true);
+        rollout.nodes.get_mut(&view.id).unwrap().step = working(Work::Linking);
+    }
+    let plan = plan_now(&rollout, &observed);
+    let permitted: Vec<_> = plan
+        .moves
+        .iter()
+        .filter(|step| matches!(step, Move::Record { step: Step::Working { work: Work::Permitted { .. }, .. }, .. }))
+        .collect();
+    assert_eq!(permitted.len(), 1, "{:?}", plan.moves);
+    assert_eq!(plan.waiting[&nodes[2].id], WaitingFor::PriorManager { node: "w1".into() });
+}
+
+#[test]
+fn a_node_that_got_stuck_before_its_permit_gets_its_availability_back() {
+    for managers in [ManagerPolicy::Rolling, ManagerPolicy::HoldDrained] {
+        let (nodes, mut observed, mut rollout) = swarm(&["m1", "m2", "m3"]);
+        rollout.request.policy.managers = managers;
+        let id = &nodes[1].id;
+        let stuck = NodeState::Stuck {
+            rollout: rollout.request.id.clone(),
+            reason: "the swap can't be planned".into(),
+            hint: "look".into(),
+            log: Vec::new(),
+        };
+        observed.agents.insert(id.clone(), agent(&nodes[1], stuck));
+        observed.nodes.get_mut(id).unwrap().availability = Availability::Drain;
+        rollout.nodes.get_mut(id).unwrap().step = working(Work::Linking);
+        let moves = plan_now(&rollout, &observed).moves;
+        let [Move::Record { step, .. }, Move::Phase(Phase::Halted { .. })] = &moves[..] else { panic!("{moves:?}") };
+        assert!(matches!(step, Step::Restoring { outcome: Outcome::Failed { .. }, .. }), "{step:?}");
+        (rollout.nodes.get_mut(id).unwrap().step, rollout.phase) =
+            (step.clone(), Phase::Halted { reason: "m2: the swap can't be planned".into() });
+        let back = Move::SetAvailability { node: id.clone(), to: Availability::Active };
+        assert_eq!(plan_now(&rollout, &observed).moves, [back]);
+        let node = observed.nodes.get_mut(id).unwrap();
+        (node.availability, node.ready) = (Availability::Active, false);
+        let moves = plan_now(&rollout, &observed).moves;
+        assert!(matches!(&moves[..], [Move::Record { step: Step::Done { outcome: Outcome::Failed { .. } }, .. }]));
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use requeen_protocol::NodeId;
+use requeen_protocol::{NodeId, Problem};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -28,10 +28,11 @@ struct Limits {
     log_lines: usize,
     line_chars: usize,
     times: usize,
+    troubles: usize,
 }
 
-const ROOMY: Limits = Limits { reason_chars: 300, log_lines: 10, line_chars: 200, times: 40 };
-const TIGHT: Limits = Limits { reason_chars: 100, log_lines: 0, line_chars: 0, times: 12 };
+const ROOMY: Limits = Limits { reason_chars: 300, log_lines: 10, line_chars: 200, times: 40, troubles: 10 };
+const TIGHT: Limits = Limits { reason_chars: 100, log_lines: 0, line_chars: 0, times: 12, troubles: 1 };
 
 /// A record can't be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -139,7 +140,10 @@ fn entry_within(entry: &Entry, limits: &Limits) -> Entry {
     let skip = entry.times.len().saturating_sub(limits.times);
     let kept = |&(n, (step, _)): &(usize, &(String, u64))| n >= skip || step == GRANTED;
     let times = entry.times.iter().enumerate().filter(kept).map(|(_, time)| time.clone()).collect();
-    Entry { step, times, ..entry.clone() }
+    let cut = |text: &str| cut(text, limits.reason_chars);
+    let troubles = entry.troubles.iter().take(limits.troubles);
+    let troubles = troubles.map(|trouble| Problem { what: cut(&trouble.what), hint: cut(&trouble.hint) }).collect();
+    Entry { step, times, troubles, ..entry.clone() }
 }
 
 fn outcome_within(outcome: Outcome, limits: &Limits) -> Outcome {
@@ -188,6 +192,7 @@ mod tests {
             .iter()
             .map(|name| ((*name).to_owned(), 123_456_789))
             .collect(),
+            troubles: Vec::new(),
         };
         Rollout {
             request: Request {
@@ -344,5 +349,20 @@ mod tests {
         bad.insert(PHASE.to_owned(), "{\"phase\":\"dancing\"}".to_owned());
         let error = rollout(&data(&written.request), &bad).unwrap_err();
         assert!(matches!(&error, Unreadable::Invalid { part, .. } if part == PHASE), "{error}");
+    }
+
+    #[test]
+    fn what_was_wrong_beside_the_work_is_kept_and_older_records_have_none() {
+        let trouble = Problem { what: "x".repeat(1000), hint: "`docker start db`".to_owned() };
+        let mut rollout = rollout_of([Step::Done { outcome: Outcome::Upgraded { engine_down_ms: 1 } }]);
+        let (node, entry) = rollout.nodes.iter_mut().next().unwrap();
+        entry.troubles = vec![trouble; 20];
+        let (key, labels) = (format!("{NODE}{node}"), labels(&rollout));
+        let entry: Entry = label(&labels, &key).unwrap();
+        assert_eq!((entry.troubles.len(), entry.troubles[0].what.len()), (10, 300));
+        assert_eq!(entry.troubles[0].hint, "`docker start db`");
+        let older = r#"{"hostname":"w1","role":"worker","from":"1","step":"done","outcome":"upgraded","engine_down_ms":1,"times":[]}"#;
+        let older: Entry = serde_json::from_str(older).unwrap();
+        assert_eq!(older.troubles, []);
     }
 }

@@ -6,6 +6,7 @@
 
 mod labels;
 mod remove;
+mod says;
 mod trouble;
 
 use std::collections::HashMap;
@@ -16,9 +17,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bollard::Docker;
 use bollard::errors::Error as DockerError;
 use bollard::models::{Config, ConfigSpec};
-use bollard::query_parameters::{ListConfigsOptionsBuilder, UpdateConfigOptionsBuilder};
+use bollard::query_parameters::ListConfigsOptionsBuilder;
 use requeen_protocol::RolloutId;
 
+use crate::effect::{InSwarm, perform};
 use crate::plan::model::{Phase, Rollout};
 pub(crate) use labels::PHASE as MARK;
 pub use labels::Unreadable;
@@ -240,7 +242,8 @@ async fn create_once(docker: &Docker, rollout: &Rollout, spec: &ConfigSpec) -> R
         return Err(opened(open));
     }
     if !before.iter().any(mine) {
-        docker.create_config(spec.clone()).await.map_err(|source| RecordError::Create { id: id.clone(), source })?;
+        let made = perform((docker, InSwarm::CreateRecord { spec: spec.clone() })).await;
+        made.map_err(|source| RecordError::Create { id: id.clone(), source })?;
     }
     // Two coordinators may have looked at the same time. Both look again, and the higher ID yields.
     let after = load_all(docker).await?;
@@ -264,8 +267,7 @@ fn opened(stored: &Stored) -> RecordError {
 }
 
 async fn remove(docker: &Docker, stored: &Stored) -> Result<(), RecordError> {
-    docker
-        .delete_config(&stored.config)
+    perform((docker, InSwarm::RemoveRecord { config: &stored.config }))
         .await
         .map_err(|source| RecordError::Remove { id: stored.rollout.request.id.clone(), source })
 }
@@ -279,9 +281,9 @@ pub async fn write(docker: &Docker, stored: &Stored, rollout: &Rollout) -> Resul
     let failed = |source| RecordError::Write { id: rollout.request.id.clone(), source };
     // The rest of the object is sent as it was read: only labels may change.
     let spec = ConfigSpec { labels: Some(labels::labels(rollout)), ..stored.spec.clone() };
-    let version = i64::try_from(stored.version).unwrap_or(i64::MAX);
-    let options = UpdateConfigOptionsBuilder::default().version(version).build();
-    docker.update_config(&stored.config, spec, options).await.map_err(failed)
+    let says = says::says(&stored.rollout, rollout);
+    let change = InSwarm::WriteRecord { config: &stored.config, version: stored.version, spec, says };
+    perform((docker, change)).await.map_err(failed)
 }
 
 /// Changes the open rollout, and reads and changes it again for as long as somebody else is faster or

@@ -8,6 +8,7 @@ use bollard::query_parameters::ListConfigsOptionsBuilder;
 use requeen_protocol::RolloutId;
 
 use super::{PREFIX, Pauses, RecordError, Trouble, labels, load_all, opened};
+use crate::effect::{InSwarm, perform};
 use crate::record::is_open;
 
 /// Names of all records, the unreadable ones too, sorted. Other people's configs are none.
@@ -40,7 +41,7 @@ pub async fn remove_all(docker: &Docker) -> Result<Vec<String>, RecordError> {
     for name in &names {
         let id = || RolloutId::from(name.strip_prefix(PREFIX).unwrap_or(name));
         loop {
-            match docker.delete_config(name).await {
+            match perform((docker, InSwarm::RemoveRecord { config: name })).await {
                 Err(error) if Trouble::of(&error) == Trouble::NotFound => break,
                 Err(error) if Trouble::of(&error).passes() && pauses.pause().await => {}
                 done => {

@@ -22,7 +22,7 @@ use hyper_util::service::TowerToHyperService;
 use nix::sys::socket::{setsockopt, sockopt};
 use requeen_protocol::{
     BUNDLE_PATH, COLLECT_HEADER, COLLECT_PATH, Collect, Digest, ErrorBody, LONG_POLL_SECS, MAX_COLLECTED, Order,
-    PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report, WANTED_HEADER,
+    PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report, UnlockKey, WANTED_HEADER,
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -35,6 +35,7 @@ use super::doors::{Doors, Limits, Visitor};
 use super::download;
 use super::refusals::Refusals;
 use super::store::{self, bundle_path};
+use super::unlock;
 use super::words::chain;
 use crate::hub::Hub;
 use crate::identity::files::FilesError;
@@ -44,6 +45,9 @@ use crate::identity::swarm::Swarm;
 
 /// How long to wait before the next try to accept a connection.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long to wait before the swarm is asked again for an unlock key that it did not give.
+const KEY_AGAIN: Duration = Duration::from_secs(1);
 
 /// The longest report, bytes.
 const MAX_REPORT: usize = 1 << 20;
@@ -292,6 +296,7 @@ fn same_protocol(headers: &HeaderMap) -> Result<(), Answer> {
 async fn report<S: Swarm>(
     State(agents): State<Arc<Agents<S>>>,
     Extension(peer): Extension<Peer>,
+    Extension(admitted): Extension<Admitted>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<(HeaderMap, Json<Order>), Answer> {
@@ -311,12 +316,12 @@ async fn report<S: Swarm>(
     let wanted = agents.hub.wanted_of(&report).map(|digest| (WANTED_HEADER, digest.hex().to_owned()));
     // An agent that says nothing of collections is of a version that knows none.
     let heard_of = headers.get(COLLECT_HEADER).and_then(|value| value.to_str().ok());
-    let (order, collect) = order(&agents, report, heard_of).await;
+    let (order, key, collect) = order(&agents, &admitted, report, heard_of).await;
     let collect = collect.map(|collect| (COLLECT_HEADER, collect.to_string()));
     let asked = wanted.into_iter().chain(collect);
     let asked =
         asked.filter_map(|(name, value)| Some((HeaderName::from_static(name), HeaderValue::from_str(&value).ok()?)));
-    Ok((asked.collect(), Json(order)))
+    Ok((asked.chain(key.as_ref().and_then(unlock::header)).collect(), Json(order)))
 }
 
 /// The body of a report, of bounded length and in bounded time.
@@ -338,7 +343,12 @@ async fn read(headers: &HeaderMap, body: Body, patience: Duration) -> Result<Byt
 
 /// The order for the node, as soon as it is another one than the one it acts on already, or something is to be
 /// asked beside it; then it may be the same order again, as after any long wait.
-async fn order<S>(agents: &Agents<S>, report: Report, heard_of: Option<&str>) -> (Order, Option<Collect>) {
+async fn order<S: Swarm>(
+    agents: &Agents<S>,
+    admitted: &Admitted,
+    report: Report,
+    heard_of: Option<&str>,
+) -> (Order, Option<UnlockKey>, Option<Collect>) {
     let mut changed = agents.hub.changed();
     agents.hub.report(report.clone());
     let _connected = agents.hub.connected(&report);
@@ -346,16 +356,21 @@ async fn order<S>(agents: &Agents<S>, report: Report, heard_of: Option<&str>) ->
     tokio::pin!(until);
     loop {
         changed.mark_unchanged();
-        let order = agents.hub.order_for(&report);
+        let wanted = agents.hub.order_for(&report);
+        let seen = report.seen.as_deref() == Some(&wanted);
+        let (order, key) =
+            if seen { (wanted.clone(), None) } else { unlock::with_key(&agents.gate, admitted, wanted.clone()).await };
         let collect = heard_of.and_then(|heard_of| agents.hub.collections.wanted(&report.node, heard_of));
         if report.seen.as_deref() != Some(&order) || collect.is_some() {
-            return (order, collect);
+            return (order, key, collect);
         }
         tokio::select! {
-            () = &mut until => return (order, None),
+            () = &mut until => return (order, key, None),
             gone = changed.changed() => if gone.is_err() {
-                return (order, None);
+                return (order, key, None);
             },
+            // It was held back for want of the unlock key, which nobody else asks for.
+            () = tokio::time::sleep(KEY_AGAIN), if order != wanted => {}
         }
     }
 }

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::agents::{Agents, Answer, Peer};
 use super::store::RECEIVING;
 use crate::diag::collection::{Arriving, Part, Unwanted};
+use crate::effect::{OnHost, perform};
 use crate::identity::swarm::Swarm;
 
 /// Nobody waits longer for a part than this.
@@ -82,7 +83,7 @@ fn refuse(arriving: Arriving, error: &PartError) -> Answer {
 }
 
 async fn receive(dir: &Path, body: Body, most: u64) -> Result<Part, PartError> {
-    let file = nameless(dir).map_err(PartError::Keep)?;
+    let file = nameless(dir).await.map_err(PartError::Keep)?;
     let mut to = tokio::fs::File::from_std(file);
     let mut stream = body.into_data_stream();
     let mut bytes = 0_u64;
@@ -101,12 +102,13 @@ async fn receive(dir: &Path, body: Body, most: u64) -> Result<Part, PartError> {
 }
 
 /// A file without a name. One that a killed server made and had not yet unnamed is removed with the bundles that
-/// it had not received to the end.
-fn nameless(dir: &Path) -> io::Result<fs::File> {
+/// it had not received to the end. What is written to it changes nothing that outlives this server.
+async fn nameless(dir: &Path) -> io::Result<fs::File> {
     let number = getrandom::u64().map_err(io::Error::other)?;
     let path = dir.join(format!("{RECEIVING}{number:016x}"));
-    let file = fs::File::options().read(true).write(true).create_new(true).open(&path)?;
-    fs::remove_file(&path)?;
+    perform(OnHost::CreateFile { path: &path }).await?;
+    let file = fs::File::options().read(true).write(true).open(&path)?;
+    perform(OnHost::RemoveFile { path: &path }).await?;
     Ok(file)
 }
 

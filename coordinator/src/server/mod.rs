@@ -9,9 +9,11 @@ mod descriptors;
 mod doors;
 mod download;
 mod fetch;
-mod operator;
+pub(crate) mod operator;
 mod refusals;
 pub(crate) mod store;
+mod unlock;
+mod waiting;
 pub(crate) mod words;
 
 #[cfg(test)]
@@ -19,14 +21,15 @@ mod strangers_tests;
 #[cfg(test)]
 mod tests;
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bollard::models::LocalNodeState;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Failure, FailureKind};
@@ -35,9 +38,9 @@ use crate::diag::Diag;
 use crate::diag::log::LogTail;
 use crate::drive;
 use crate::hub::{Clock, Hub};
-use crate::identity::files::CertificateFiles;
+use crate::identity::files::{CertificateFiles, FilesError};
 use crate::identity::gate::Gate;
-use crate::identity::swarm::Managers;
+use crate::identity::swarm::{Managers, Swarm};
 use crate::observe::{Engine, ObserveError};
 use crate::ops::Ops;
 use operator::{Operator, SocketError, VERSION};
@@ -201,19 +204,21 @@ impl ServeError {
 pub async fn serve(args: ServeArgs, shutdown: CancellationToken) -> Result<(), ServeError> {
     let clock: Clock = Arc::new(Instant::now);
     let engine = Arc::new(Engine::new(args.docker_socket.clone()));
-    let Some(node_addr) = until_manager(&engine, &args, &shutdown).await? else { return Ok(()) };
+    let Some((node_addr, console)) = until_manager(&engine, &args, &shutdown).await? else { return Ok(()) };
 
-    let files = CertificateFiles::new(&args.swarm_dir);
-    files.load(None).map_err(|error| ServeError::Certificates { hint: error.hint(), source: Box::new(error) })?;
+    let gate = Gate::new(Managers(Arc::clone(&engine)), CertificateFiles::new(&args.swarm_dir), Arc::clone(&clock));
+    if !until_readable(&gate, &shutdown).await? {
+        return Ok(());
+    }
     let bundles = args.data_dir.join("bundles");
-    store::prepare(&bundles).map_err(|error| data_dir(&args, error))?;
+    store::prepare(&bundles).await.map_err(|error| data_dir(&args, error))?;
     let address = address(&args, &node_addr)?;
     let listener = listen(address).await?;
     let socket = args.data_dir.join(SOCKET);
-    let console = operator::listen(&socket).await.map_err(|error| match error {
-        SocketError::Taken { path } => ServeError::SocketTaken { socket: path },
-        error @ SocketError::Make { .. } => data_dir(&args, error),
-    })?;
+    let console = match console {
+        Some(console) => console,
+        None => listen_to_operator(&args).await?,
+    };
 
     match descriptors::raise() {
         Ok(limit) => tracing::debug!(limit, "open files"),
@@ -227,7 +232,6 @@ pub async fn serve(args: ServeArgs, shutdown: CancellationToken) -> Result<(), S
         ops.tell_to_take_over();
     }
     let ops = Arc::new(ops);
-    let gate = Gate::new(Managers(Arc::clone(&engine)), files, clock);
     let agents = Arc::new(agents::Agents::new(gate, Arc::clone(&hub), bundles.clone()));
     let deployer = Deployer::new(engine, hub, args.port, VERSION, PathBuf::from("/proc/self"));
     let fetcher = Arc::new(fetch::Fetcher::new(bundles.clone()));
@@ -248,14 +252,16 @@ pub async fn serve(args: ServeArgs, shutdown: CancellationToken) -> Result<(), S
     served.map_err(ServeError::Socket)
 }
 
-/// Waits until the engine is a manager again, as after its own restart, and gives its address. `None`:
-/// told to stop meanwhile.
+/// Waits until the engine is a manager again, as after its own restart, and gives its address, with the operator's socket
+/// if that was opened meanwhile. `None`: told to stop meanwhile.
 async fn until_manager(
     engine: &Engine,
     args: &ServeArgs,
     shutdown: &CancellationToken,
-) -> Result<Option<String>, ServeError> {
+) -> Result<Option<(String, Option<UnixListener>)>, ServeError> {
     let mut said = String::new();
+    let mut console = None;
+    let why = Arc::new(Mutex::new(waiting::failure(LocalNodeState::PENDING)));
     loop {
         let socket = || args.docker_socket.clone();
         if !args.docker_socket.exists() {
@@ -270,14 +276,20 @@ async fn until_manager(
         let state = swarm.local_node_state.unwrap_or(LocalNodeState::EMPTY);
         match state {
             LocalNodeState::ACTIVE if swarm.control_available == Some(true) => {
-                return Ok(Some(swarm.node_addr.unwrap_or_default()));
+                return Ok(Some((swarm.node_addr.unwrap_or_default(), console)));
             }
             LocalNodeState::ACTIVE => return Err(ServeError::NotManager),
             LocalNodeState::PENDING | LocalNodeState::LOCKED => {
                 let now = state.to_string();
+                let failure = waiting::failure(state);
                 if said != now {
-                    tracing::info!(state = now, "waiting for this engine's swarm to become active");
+                    let hint = failure.hint.as_deref();
+                    tracing::info!(state = now, hint, "waiting for this engine's swarm to become active");
                     said = now;
+                }
+                *why.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+                if console.is_none() {
+                    console = Some(listen_to_operator(args).await?);
                 }
             }
             LocalNodeState::EMPTY | LocalNodeState::INACTIVE | LocalNodeState::ERROR => {
@@ -288,6 +300,42 @@ async fn until_manager(
         tokio::select! {
             () = shutdown.cancelled() => return Ok(None),
             // The engine has no event for this.
+            () = tokio::time::sleep(ASK_AGAIN) => {}
+            never = turn_away(console.as_ref(), Arc::clone(&why)) => match never {},
+        }
+    }
+}
+
+async fn turn_away(console: Option<&UnixListener>, why: Arc<Mutex<Failure>>) -> Infallible {
+    match console {
+        Some(console) => waiting::turn_away(console, why).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn listen_to_operator(args: &ServeArgs) -> Result<UnixListener, ServeError> {
+    operator::listen(&args.data_dir.join(SOCKET)).await.map_err(|error| match error {
+        SocketError::Taken { path } => ServeError::SocketTaken { socket: path },
+        error @ SocketError::Make { .. } => data_dir(args, error),
+    })
+}
+
+/// Waits until this manager's certificate can be served with: in an autolocked swarm its key is read with the unlock key,
+/// which the engine gives once the managers have a leader. False: told to stop meanwhile.
+async fn until_readable<S: Swarm>(gate: &Gate<S>, shutdown: &CancellationToken) -> Result<bool, ServeError> {
+    let mut said = false;
+    loop {
+        let error = match gate.tls().await {
+            Ok(_) => return Ok(true),
+            Err(error @ FilesError::Encrypted { .. }) => error,
+            Err(error) => return Err(ServeError::Certificates { hint: error.hint(), source: Box::new(error) }),
+        };
+        if !said {
+            tracing::info!(hint = error.hint(), "waiting: {}", chain(&error));
+            said = true;
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(false),
             () = tokio::time::sleep(ASK_AGAIN) => {}
         }
     }

@@ -1,10 +1,8 @@
 //! The socket that the CLI calls: mode 0600 in the coordinator's folder, so only the host's root comes in.
 //! Routes only; what they do is in [`crate::ops`], [`crate::deploy`], [`super::store`] and [`super::fetch`].
 
-use std::fs;
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,6 +29,7 @@ use crate::api::{
 };
 use crate::deploy::Deployer;
 use crate::diag::Diag;
+use crate::effect::{OnHost, perform};
 use crate::ops::Ops;
 use crate::probe::ProbeReport;
 
@@ -76,17 +75,15 @@ pub(crate) async fn listen(path: &Path) -> Result<UnixListener, SocketError> {
     }
     // Made under another name first: at `path` there is never a socket with another mode.
     let new = path.with_extension("sock.new");
-    let make = || {
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Err(_) | Ok(()) => {}
-        }
-        let listener = UnixListener::bind(&new)?;
-        fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
-        fs::rename(&new, path)?;
-        Ok(listener)
-    };
-    make().map_err(|source| SocketError::Make { path: path.to_owned(), source })
+    let failed = |source| SocketError::Make { path: path.to_owned(), source };
+    if new.symlink_metadata().is_ok() {
+        perform(OnHost::RemoveFile { path: &new }).await.map_err(failed)?;
+    }
+    let mut listener = None;
+    perform(OnHost::BindSocket { path: &new, listener: &mut listener }).await.map_err(failed)?;
+    perform(OnHost::GuardSocket { path: &new }).await.map_err(failed)?;
+    perform(OnHost::Rename { from: &new, to: path }).await.map_err(failed)?;
+    listener.ok_or_else(|| failed(io::ErrorKind::NotConnected.into()))
 }
 
 /// Serves until `shutdown`, then lets requests under way finish.
@@ -143,7 +140,8 @@ impl Uid {
     }
 }
 
-struct Answer(StatusCode, Failure);
+/// A failure with its status.
+pub(super) struct Answer(StatusCode, Failure);
 
 impl From<Failure> for Answer {
     fn from(failure: Failure) -> Self {
@@ -288,6 +286,8 @@ async fn diag(State(app): App, body: Body) -> Result<Response, Answer> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
 
     use axum::http::Method;
@@ -370,7 +370,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let engine = Arc::new(engine);
         let bundles = dir.path().join("bundles");
-        store::prepare(&bundles).unwrap();
+        store::prepare(&bundles).await.unwrap();
         let ops = Arc::new(Ops::new(Arc::clone(&hub), Arc::clone(&engine), dir.path().to_owned()));
         let operator = Operator {
             diag: Arc::new(Diag::new(Arc::clone(&ops), Arc::default(), VERSION)),
@@ -470,6 +470,7 @@ mod tests {
             seen: None,
             memo: None,
             unreached: Vec::new(),
+            troubles: Vec::new(),
         });
         let args = UpgradeArgs {
             bundle: stored.bundle.digest,

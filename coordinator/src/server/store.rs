@@ -7,14 +7,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use requeen_protocol::Digest;
 use tokio::fs::File;
-use tokio::io::AsyncWriteExt;
 use tokio_util::io::ReaderStream;
 
 use crate::api::{Failure, FailureKind, StoredBundle};
 use crate::bundle::{self, BundleError};
+use crate::effect::{Content, OnHost, perform};
 use crate::server::words::chain;
 
 /// The longest tarball, bytes. Docker's have less than 100 MB.
@@ -108,20 +108,20 @@ pub(crate) fn bundle_path(dir: &Path, digest: &Digest) -> PathBuf {
 }
 
 /// Makes the folder, and removes what a killed server had not received to the end.
-pub(crate) fn prepare(dir: &Path) -> Result<(), StoreError> {
+pub(crate) async fn prepare(dir: &Path) -> Result<(), StoreError> {
     let write = |source| StoreError::Write { dir: dir.to_owned(), source };
-    fs::create_dir_all(dir).map_err(write)?;
+    perform(OnHost::MakeFolder { dir }).await.map_err(write)?;
     for entry in fs::read_dir(dir).map_err(write)? {
         let entry = entry.map_err(write)?;
         if entry.file_name().to_string_lossy().starts_with(RECEIVING) {
-            fs::remove_file(entry.path()).map_err(write)?;
+            perform(OnHost::RemoveFile { path: &entry.path() }).await.map_err(write)?;
         }
     }
     Ok(())
 }
 
 /// Removes every bundle, whole or not, and the folder if nothing else is in it. The next bundle makes it again.
-pub(crate) fn remove_all(dir: &Path) -> Result<(), StoreError> {
+pub(crate) async fn remove_all(dir: &Path) -> Result<(), StoreError> {
     let write = |source| StoreError::Remove { dir: dir.to_owned(), source };
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -132,10 +132,10 @@ pub(crate) fn remove_all(dir: &Path) -> Result<(), StoreError> {
         let name = entry.file_name().to_string_lossy().into_owned();
         let bundle = name.strip_suffix(".tgz").is_some_and(|hex| Digest::from_hex(hex).is_ok());
         if (bundle || name.starts_with(RECEIVING)) && entry.file_type().map_err(write)?.is_file() {
-            fs::remove_file(entry.path()).map_err(write)?;
+            perform(OnHost::RemoveFile { path: &entry.path() }).await.map_err(write)?;
         }
     }
-    match fs::remove_dir(dir) {
+    match perform(OnHost::RemoveFolder { dir }).await {
         // What is in it is nobody's bundle.
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
         done => done.map_err(write),
@@ -153,7 +153,8 @@ pub(crate) async fn store(
         return Err(StoreError::TooLong);
     }
     // It went with everything else if the agents were taken away since the start.
-    fs::create_dir_all(dir).map_err(|source| StoreError::Write { dir: dir.to_owned(), source })?;
+    let made = perform(OnHost::MakeFolder { dir }).await;
+    made.map_err(|source| StoreError::Write { dir: dir.to_owned(), source })?;
     let (receiving, file) = Receiving::create(dir).await?;
     receive(dir, file, body).await?;
     keep(dir, receiving, wanted).await
@@ -174,8 +175,9 @@ pub(crate) async fn keep(
         return Err(StoreError::OtherBundle { found: stored.bundle.digest, wanted: wanted.clone() });
     }
     let write = |source| StoreError::Write { dir: dir.to_owned(), source };
-    fs::rename(&receiving.0, bundle_path(dir, &stored.bundle.digest)).map_err(write)?;
-    File::open(dir).await.map_err(write)?.sync_all().await.map_err(write)?;
+    let named = OnHost::Rename { from: &receiving.0, to: &bundle_path(dir, &stored.bundle.digest) };
+    perform(named).await.map_err(write)?;
+    perform(OnHost::SyncFolder { dir }).await.map_err(write)?;
     Ok(stored)
 }
 
@@ -192,11 +194,10 @@ async fn receive(
         if bytes > MAX_BUNDLE {
             return Err(StoreError::TooLong);
         }
-        file.write_all(&chunk).await.map_err(write)?;
+        let content = Content::More(&chunk);
+        perform(OnHost::WriteFile { file: &mut file, content }).await.map_err(write)?;
     }
-    // What the last write met comes out here; `sync_all` does not tell.
-    file.flush().await.map_err(write)?;
-    file.sync_all().await.map_err(write)
+    perform(OnHost::SyncFile { file: &mut file }).await.map_err(write)
 }
 
 /// Puts a bundle that this host's agent keeps into the coordinator's own folder, if it is the right one.
@@ -214,16 +215,22 @@ impl Receiving {
     pub(crate) async fn create(dir: &Path) -> Result<(Self, File), StoreError> {
         let number = getrandom::u64().map_err(StoreError::Random)?;
         let path = dir.join(format!("{RECEIVING}{number:016x}"));
-        let file = File::create_new(&path).await;
-        let file = file.map_err(|source| StoreError::Write { dir: dir.to_owned(), source })?;
-        Ok((Self(path), file))
+        let write = |source| StoreError::Write { dir: dir.to_owned(), source };
+        perform(OnHost::CreateFile { path: &path }).await.map_err(write)?;
+        let made = Self(path);
+        let file = File::options().write(true).open(&made.0).await.map_err(write)?;
+        Ok((made, file))
     }
 }
 
 impl Drop for Receiving {
     fn drop(&mut self) {
-        // After the rename there is nothing to remove.
-        let _ = fs::remove_file(&self.0);
+        // After the rename there is nothing to remove. A server that ends in a panic is as one that was killed: the next
+        // one removes it.
+        if self.0.exists() && !std::thread::panicking() {
+            // Removing waits for nothing.
+            let _ = perform(OnHost::RemoveFile { path: &self.0 }).now_or_never();
+        }
     }
 }
 
@@ -272,20 +279,20 @@ mod tests {
         assert!(matches!(error, StoreError::TooLong));
     }
 
-    #[test]
-    fn all_bundles_go_and_nothing_else() {
+    #[tokio::test]
+    async fn all_bundles_go_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("bundles");
-        remove_all(&folder).unwrap();
+        remove_all(&folder).await.unwrap();
         fs::create_dir(&folder).unwrap();
         let bundle = format!("{}.tgz", "a".repeat(64));
         for name in [bundle.as_str(), ".receiving-1", "mine.tgz"] {
             fs::write(folder.join(name), "x").unwrap();
         }
-        remove_all(&folder).unwrap();
+        remove_all(&folder).await.unwrap();
         assert_eq!(names(&folder), ["mine.tgz"]);
         fs::remove_file(folder.join("mine.tgz")).unwrap();
-        remove_all(&folder).unwrap();
+        remove_all(&folder).await.unwrap();
         assert!(!folder.exists());
     }
 
@@ -298,13 +305,13 @@ mod tests {
         assert!(folder.is_dir());
     }
 
-    #[test]
-    fn what_a_killed_server_left_is_removed() {
+    #[tokio::test]
+    async fn what_a_killed_server_left_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(".receiving-1"), "x").unwrap();
         let kept = format!("{}.tgz", "a".repeat(64));
         fs::write(dir.path().join(&kept), "x").unwrap();
-        prepare(dir.path()).unwrap();
+        prepare(dir.path()).await.unwrap();
         assert_eq!(names(dir.path()), [kept]);
     }
 }

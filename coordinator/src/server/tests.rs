@@ -14,7 +14,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use requeen_protocol::{
     BUNDLE_PATH, COLLECT_HEADER, COLLECT_PATH, Collect, Digest, ErrorBody, NO_COLLECTION, NodeId, NodeState, Order,
-    PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report, Speaker, WANTED_HEADER,
+    PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report, Speaker, UnlockKey, WANTED_HEADER,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
@@ -46,6 +46,7 @@ const MAX_PART: u64 = 1000;
 pub(super) struct Fake {
     cluster: Cluster,
     nodes: Mutex<Option<BTreeMap<NodeId, Role>>>,
+    pub(super) unlock_key: Mutex<Option<UnlockKey>>,
 }
 
 impl Swarm for Arc<Fake> {
@@ -56,11 +57,15 @@ impl Swarm for Arc<Fake> {
     async fn nodes(&self) -> Result<BTreeMap<NodeId, Role>, AskError> {
         self.nodes.lock().unwrap().clone().ok_or(AskError::Timeout)
     }
+
+    async fn unlock_key(&self) -> Result<Option<UnlockKey>, AskError> {
+        Ok(self.unlock_key.lock().unwrap().clone())
+    }
 }
 
 pub(super) struct World {
     pub(super) root: Root,
-    fake: Arc<Fake>,
+    pub(super) fake: Arc<Fake>,
     pub(super) hub: Arc<Hub>,
     pub(super) doors: Arc<Doors>,
     pub(super) address: SocketAddr,
@@ -80,7 +85,7 @@ pub(super) async fn world_with(change: impl FnOnce(&mut Agents<Arc<Fake>>)) -> W
     let nodes = [("m1", Role::Manager), ("w1", Role::Worker), ("w2", Role::Worker)];
     let nodes = nodes.into_iter().map(|(id, role)| (NodeId::from(id), role)).collect();
     let cluster = Cluster { id: CLUSTER.to_owned(), trust_root: root.pem.clone() };
-    let fake = Arc::new(Fake { cluster, nodes: Mutex::new(Some(nodes)) });
+    let fake = Arc::new(Fake { cluster, nodes: Mutex::new(Some(nodes)), unlock_key: Mutex::default() });
     let gate = Gate::new(Arc::clone(&fake), CertificateFiles::new(dir.path()), Arc::new(Instant::now));
     let hub = Arc::new(Hub::default());
     let mut agents = Agents::new(gate, Arc::clone(&hub), dir.path().to_owned());
@@ -224,6 +229,7 @@ pub(super) fn word(node: &str, seen: Option<Order>) -> Report {
         seen: seen.map(Box::new),
         memo: None,
         unreached: Vec::new(),
+        troubles: Vec::new(),
     }
 }
 

@@ -16,8 +16,9 @@ use super::{PROGRAM, Phase, Script, Server, described, started, status, story, t
 const LIMIT: Duration = Duration::from_secs(30);
 
 fn start(socket: &Path, args: &[&str], stdin: Stdio) -> Child {
-    let mut command = Command::new(PROGRAM);
-    command.args(args).env_clear().env("REQUEEN_SOCKET", socket).stdin(stdin);
+    // What is started in the background of a shell without job control ignores Ctrl-C, and so would all that it starts.
+    let mut command = Command::new("/usr/bin/env");
+    command.args(["--default-signal=INT", PROGRAM]).args(args).env_clear().env("REQUEEN_SOCKET", socket).stdin(stdin);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 

@@ -36,7 +36,7 @@ async fn history_is_what_the_swarm_keeps() {
 #[tokio::test]
 async fn a_rollout_is_named_by_the_beginning_of_its_id_and_no_other_way() {
     let lab = Lab::start(&["m1", "m2", "m3"], &[]).await;
-    let Started::Rollout { id } = lab.ops.start(lab.args(), 0).await.unwrap() else { panic!() };
+    let Started::Rollout { id, .. } = lab.ops.start(lab.args(), 0).await.unwrap() else { panic!() };
     lab.until_phase(ended).await;
     // One that another version left, and the same rollout's day.
     let day = &id.as_str()[..8];
@@ -204,4 +204,42 @@ async fn who_does_not_drive_can_not_say_who_is_silent() {
     AHEAD.set(40);
     let failure = lab.ops.release(ReleaseArgs { node: "m2".to_owned(), at: None }, 0).await.unwrap_err();
     assert!(failure.error.contains("driven from host-m3") && hint(&failure).contains("on host-m3"), "{failure:?}");
+}
+
+#[test]
+fn a_lease_that_is_held_can_be_forced_until_its_permit() {
+    use crate::plan::model::{Availability, LeaseRecord, ManagerPolicy, Role, Work};
+    use crate::plan::simulation::{node, policy, rollout};
+    let nodes = [node("m1", Role::Manager), node("w1", Role::Worker)];
+    let observed = Observed {
+        me: nodes[0].id.clone(),
+        has_leader: true,
+        autolocked: false,
+        nodes: nodes.iter().map(|view| (view.id.clone(), view.clone())).collect(),
+        tasks: Vec::new(),
+        global_services: Vec::new(),
+        agents: BTreeMap::new(),
+    };
+    let id = &nodes[1].id;
+    let grant = |work: Work, forced: bool, force: bool| {
+        let mut rollout = rollout(&nodes, policy(ManagerPolicy::Rolling, 1));
+        let lease = LeaseRecord { id: "l".into(), epoch: 1, forced };
+        rollout.nodes.get_mut(id).unwrap().step = Step::Working { lease, before: Availability::Active, work };
+        let args = GrantArgs { node: "w1".to_owned(), force };
+        super::super::granted_by_hand(&rollout, id, &args, &observed, Timestamp::UNIX_EPOCH)
+            .map_err(|closed| closed.why)
+            .map(|rollout| rollout.nodes[id].step.clone())
+    };
+    let step = grant(Work::Linking, false, true).unwrap();
+    assert!(
+        matches!(step, Step::Working { lease: LeaseRecord { forced: true, .. }, work: Work::Linking, .. }),
+        "{step:?}"
+    );
+    let failure = grant(Work::Linking, false, false).unwrap_err();
+    assert!(failure.error.starts_with("node w1 has a lease already, and is linking"), "{}", failure.error);
+    assert!(hint(&failure).contains("--force"), "{failure:?}");
+    for (work, forced) in [(Work::Settling, false), (Work::Linking, true)] {
+        let failure = grant(work, forced, true).unwrap_err();
+        assert!(failure.error.contains("does not wait for a lease"), "{}", failure.error);
+    }
 }

@@ -1,6 +1,6 @@
 //! One bundle's bytes, in as many connections as it takes. They are believed when their digest is right.
 
-use std::io::{self, SeekFrom};
+use std::io;
 use std::path::Path;
 
 use requeen_protocol::Digest;
@@ -8,13 +8,13 @@ use reqwest::header::{ACCEPT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderVal
 use reqwest::{Client, StatusCode};
 use sha2::{Digest as _, Sha256};
 use tokio::fs::File;
-use tokio::io::{AsyncSeekExt, AsyncWriteExt};
 use tokio::sync::watch;
 
 use super::Limits;
 use super::error::FetchError;
 use crate::api::Fetching;
 use crate::bundle::{BundleUrl, to_digest};
+use crate::effect::{Content, OnHost, perform};
 use crate::server::store::StoreError;
 use crate::server::words::chain;
 
@@ -79,9 +79,7 @@ impl<'a> Download<'a> {
             self.tell(Some(error));
             tokio::time::sleep(*pause).await;
         }
-        // What the last write met comes out here; `sync_all` does not tell.
-        self.file.flush().await.map_err(|error| self.unwritable(error))?;
-        self.file.sync_all().await.map_err(|error| self.unwritable(error))
+        perform(OnHost::SyncFile { file: &mut self.file }).await.map_err(|error| self.unwritable(error))
     }
 
     async fn attempt(&mut self, digest: &Digest) -> Result<(), FetchError> {
@@ -133,7 +131,8 @@ impl<'a> Download<'a> {
         if done > self.limits.longest {
             return Err(StoreError::TooLong.into());
         }
-        self.file.write_all(bytes).await.map_err(|error| self.unwritable(error))?;
+        let more = OnHost::WriteFile { file: &mut self.file, content: Content::More(bytes) };
+        perform(more).await.map_err(|error| self.unwritable(error))?;
         self.hash.update(bytes);
         self.done = done;
         self.furthest = self.furthest.max(done);
@@ -144,8 +143,8 @@ impl<'a> Download<'a> {
     /// Empties the file, for an answer that begins at the beginning.
     async fn begin(&mut self) -> Result<(), FetchError> {
         if self.done > 0 {
-            self.file.set_len(0).await.map_err(|error| self.unwritable(error))?;
-            self.file.seek(SeekFrom::Start(0)).await.map_err(|error| self.unwritable(error))?;
+            let empty = OnHost::WriteFile { file: &mut self.file, content: Content::None };
+            perform(empty).await.map_err(|error| self.unwritable(error))?;
         }
         self.hash = Sha256::new();
         (self.done, self.in_parts, self.validator) = (0, false, None);
