@@ -13,10 +13,14 @@ pub const VARIABLE: &str = "REQUEEN_LAB_CACHE";
 /// The cache's folder unless [`VARIABLE`] names another.
 pub const DEFAULT: &str = "/var/cache/requeen-lab";
 
+/// Where a folder of the cache is, or would be.
+pub(crate) fn place(name: &str) -> PathBuf {
+    std::env::var_os(VARIABLE).map_or_else(|| PathBuf::from(DEFAULT), PathBuf::from).join(name)
+}
+
 /// A folder of the cache, made if it is not there.
 pub fn folder(name: &str) -> Result<PathBuf> {
-    let root = std::env::var_os(VARIABLE).map_or_else(|| PathBuf::from(DEFAULT), PathBuf::from);
-    let path = root.join(name);
+    let path = place(name);
     fs::create_dir_all(&path).map_err(Error::file("create", &path))?;
     Ok(path)
 }

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use lab::Suite;
 use lab::bench::Figure;
 use lab::images::Build;
+use lab::{Init, Kind, Suite};
 
 /// Swarms of real Docker Engines on this machine.
 #[derive(Debug, Parser)]
@@ -39,6 +39,18 @@ pub(crate) enum Command {
         #[arg(last = true)]
         command: Vec<String>,
     },
+    /// Cut a node's power: its processes die at once. A machine has on its disk what was synced; a container keeps all.
+    Cut(At),
+    /// Give a node its power back, and wait for its engine.
+    Boot(At),
+    /// Do something to a node's network.
+    Net {
+        #[command(flatten)]
+        at: At,
+        /// What happens to it.
+        #[command(subcommand)]
+        what: Net,
+    },
     /// Make the bundle of a suite's engine and print its path.
     Bundle {
         /// bullseye, bookworm, trixie or sid.
@@ -48,6 +60,9 @@ pub(crate) enum Command {
     Image {
         /// bullseye, bookworm, trixie or sid.
         suite: Suite,
+        /// What the nodes' PID 1 is: systemd or sysvinit.
+        #[arg(long, default_value_t = Init::default())]
+        init: Init,
     },
     /// Build the product's image and print its tag.
     Product(Product),
@@ -57,11 +72,7 @@ pub(crate) enum Command {
     /// Upgrade a swarm under load: the product in one command.
     Demo(Demo),
     /// Check form, lints, documentation and dependencies, then run every test, the scenarios on real swarms last.
-    Test {
-        /// Arguments for `cargo test`; with any, nothing is checked before.
-        #[arg(last = true)]
-        args: Vec<String>,
-    },
+    Test(Test),
     /// Measure the project's figures, each beside what it is compared with; docs/benchmarks.md says how.
     Bench(Bench),
     /// What `bench` runs on a node: ask the engine's API until standard input ends, and tell when it was gone.
@@ -76,6 +87,37 @@ pub(crate) enum Command {
     },
     /// Remove every lab and every image that the lab made; the cached packages and bundles stay.
     Cleanup,
+}
+
+/// A node of a lab.
+#[derive(Debug, Args)]
+pub(crate) struct At {
+    /// The node: m1, w2, …
+    pub(crate) node: String,
+    /// The lab.
+    #[arg(long, global = true, default_value = DEFAULT)]
+    pub(crate) name: String,
+}
+
+/// What happens to a node's network.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Net {
+    /// Pull the cable.
+    Off,
+    /// Plug it in again, and end delay and loss.
+    On,
+    /// Make all that the node sends late; machines only.
+    Delay {
+        /// Milliseconds.
+        #[arg(default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+        milliseconds: u32,
+    },
+    /// Lose some of the packets that the node sends; machines only.
+    Loss {
+        /// How many of a hundred.
+        #[arg(default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=100))]
+        percent: u8,
+    },
 }
 
 /// The lab's name where none is given.
@@ -94,6 +136,12 @@ pub(crate) struct Up {
     /// The suite whose engine the nodes run.
     #[arg(long, default_value_t = Suite::Bookworm)]
     pub(crate) engine: Suite,
+    /// What the nodes are made of: container, or machine (slower; each with its own kernel and disk).
+    #[arg(long, default_value_t = Kind::Container)]
+    pub(crate) kind: Kind,
+    /// What the nodes' PID 1 is: systemd or sysvinit.
+    #[arg(long, default_value_t = Init::default())]
+    pub(crate) init: Init,
     /// Images of this machine to load on every node.
     #[arg(long = "image")]
     pub(crate) images: Vec<String>,
@@ -126,6 +174,19 @@ pub(crate) struct Demo {
     pub(crate) target: Suite,
     #[command(flatten)]
     pub(crate) product: Product,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Test {
+    /// Also what takes long: many power cuts, every kill of a coordinator.
+    #[arg(long)]
+    pub(crate) long: bool,
+    /// The figures of the run as one JSON object, the last thing on standard output; all else goes to standard error.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Arguments for `cargo test`; with any, nothing is checked before.
+    #[arg(last = true)]
+    pub(crate) args: Vec<String>,
 }
 
 #[derive(Debug, Args)]

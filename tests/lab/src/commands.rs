@@ -10,35 +10,36 @@ use anyhow::{Context, Result, bail};
 use lab::bench::{Figure, Settings};
 use lab::demo::Demo as Demonstration;
 use lab::images::Build;
-use lab::registry::{self, Registry};
+use lab::registry::Registry;
 use lab::release::{self, Destination, Release};
-use lab::{Error, Lab, LabStatus, Spec, Suite, checks, command, engines, images};
+use lab::{Error, Init, Kind, Lab, LabStatus, Node, Spec, Suite, command, engines, images};
 
-use crate::cli::{Bench, Command, Demo, Down, Publish, Up};
+use crate::cli::{At, Bench, Command, Demo, Down, Net, Publish, Up};
+use crate::test;
 
-/// The package of the end-to-end scenarios.
-const SCENARIOS: &str = "requeen-e2e";
-
-/// Tells the scenarios to build the product in another way than with the Dockerfile.
-const PROFILE: &str = "REQUEEN_E2E_PROFILE";
+/// How long an engine may take after a node's boot.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// The exit code of what was refused before anything changed.
 const REFUSED: u8 = 2;
 
 /// Runs a command and returns what the process shall end with.
 pub(crate) fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Up(args) => up(&args).map(|()| ExitCode::SUCCESS),
+        Command::Up(args) => up(&args),
         Command::Down(args) => down(&args).map(|()| ExitCode::SUCCESS),
         Command::Status { json } => status(json).map(|()| ExitCode::SUCCESS),
         Command::Shell { node, name, command } => shell(&name, &node, &command),
+        Command::Cut(at) => refusable(cut(&at)),
+        Command::Boot(at) => refusable(boot(&at)),
+        Command::Net { at, what } => refusable(net(&at, &what)),
         Command::Bundle { suite } => {
             let bundle = engines::bundle(suite)?;
             eprintln!("Docker Engine {}, sha256:{}", bundle.version, bundle.sha256);
             println!("{}", bundle.path.display());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Image { suite } => {
-            println!("{}", images::node_image(suite)?);
+        Command::Image { suite, init } => {
+            println!("{}", images::node_image_with(suite, init)?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Product(args) => {
@@ -47,7 +48,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Publish(args) => publish(args),
         Command::Demo(args) => demo(args),
-        Command::Test { args } => test(&args),
+        Command::Test(args) => exit(test::run(&args)?),
         Command::Bench(args) => bench(args),
         Command::SampleApi { socket, every_ms } => {
             lab::bench::sample::run(&socket, Duration::from_millis(every_ms), &mut std::io::stdout())?;
@@ -57,16 +58,21 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
     }
 }
 
-fn up(args: &Up) -> Result<()> {
+fn up(args: &Up) -> Result<ExitCode> {
     let started = Instant::now();
-    let spec = Spec { name: args.name.clone(), managers: args.managers, workers: args.workers, suite: args.engine };
-    let lab = Lab::up(&spec)?;
+    let Up { name, managers, workers, engine, kind, init, images: _ } = args;
+    let spec =
+        Spec { name: name.clone(), managers: *managers, workers: *workers, suite: *engine, kind: *kind, init: *init };
+    let lab = match Lab::up(&spec) {
+        Ok(lab) => lab,
+        Err(error) => return refusable(Err(error)),
+    };
     for image in &args.images {
         lab.load_image(image).with_context(|| format!("cannot load {image}"))?;
     }
     eprintln!("{} nodes in {:.1} s", lab.nodes().len(), started.elapsed().as_secs_f64());
     table(&[LabStatus::of(&lab)?]);
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn down(args: &Down) -> Result<()> {
@@ -123,6 +129,68 @@ fn shell(name: &str, node: &str, command: &[String]) -> Result<ExitCode> {
     exit(command::inherit(&mut node.command(&words, terminal))?)
 }
 
+/// What was refused before anything changed has an exit code of its own.
+fn refusable(result: lab::Result<()>) -> Result<ExitCode> {
+    match result {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(
+            error @ (Error::OnlyMachines { .. }
+            | Error::OnlyContainers { .. }
+            | Error::HasPower { .. }
+            | Error::NoPower { .. }
+            | Error::UnknownLab { .. }
+            | Error::UnknownNode { .. }
+            | Error::BadName { .. }),
+        ) => {
+            eprintln!("error: {error}");
+            Ok(ExitCode::from(REFUSED))
+        }
+        Err(other) => Err(other.into()),
+    }
+}
+
+fn cut(at: &At) -> lab::Result<()> {
+    let lab = Lab::attach(&at.name)?;
+    let node = powered(&lab, at)?;
+    node.kill()?;
+    eprintln!("{node} has no power; give it back: cargo lab boot {node} --name {}", at.name);
+    Ok(())
+}
+
+fn boot(at: &At) -> lab::Result<()> {
+    let lab = Lab::attach(&at.name)?;
+    let node = lab.node(&at.node)?;
+    if node.state()? == "running" {
+        return Err(Error::HasPower { node: node.name().to_owned() });
+    }
+    let started = Instant::now();
+    node.start()?;
+    let version = node.wait_for_engine(BOOT_LIMIT)?;
+    eprintln!("{node}: engine {version} after {:.1} s", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn net(at: &At, what: &Net) -> lab::Result<()> {
+    let lab = Lab::attach(&at.name)?;
+    let node = powered(&lab, at)?;
+    match what {
+        Net::Off => node.disconnect(),
+        Net::On => {
+            node.connect()?;
+            node.clear_network()
+        }
+        Net::Delay { milliseconds } => node.delay(*milliseconds),
+        Net::Loss { percent } => node.lose(*percent),
+    }
+}
+
+/// The node, if it has power.
+fn powered<'a>(lab: &'a Lab, at: &At) -> lab::Result<&'a Node> {
+    let node = lab.node(&at.node)?;
+    let state = node.state()?;
+    if state == "running" { Ok(node) } else { Err(Error::NoPower { node: node.name().to_owned(), state }) }
+}
+
 fn publish(args: Publish) -> Result<ExitCode> {
     let repository = images::repository();
     let release = Release { source: args.source, ..Release::of(&repository)? };
@@ -159,40 +227,10 @@ fn publish(args: Publish) -> Result<ExitCode> {
 }
 
 fn demo(args: Demo) -> Result<ExitCode> {
-    let spec = Spec { name: args.name, managers: args.managers, workers: args.workers, suite: args.engine };
-    let demo = Demonstration { spec, target: args.target, next: Suite::Sid, build: args.product.into() };
+    let Demo { name, managers, workers, engine, target, product } = args;
+    let spec = Spec { name, managers, workers, suite: engine, kind: Kind::Container, init: Init::Systemd };
+    let demo = Demonstration { spec, target, next: Suite::Sid, build: product.into() };
     exit(lab::demo::run(&demo, |line| eprintln!("── {line}"))?)
-}
-
-/// The scenarios on real swarms come last: what fails in seconds is known before.
-fn test(args: &[String]) -> Result<ExitCode> {
-    std::thread::scope(|scope| {
-        // It waits for the network and the disk, the checks for the processors.
-        let warm = scope.spawn(warm);
-        let checked = if args.is_empty() { checks::run(|line| eprintln!("── {line}")) } else { Ok(()) };
-        let warmed = warm.join().unwrap_or_else(|_| bail!("the thread that gets everything ready panicked"));
-        checked?;
-        warmed
-    })?;
-    let cargo_test = |suite: &[&str]| {
-        let mut cargo = checks::cargo(&["test", "--locked"]);
-        command::inherit(cargo.args(suite).args(args))
-    };
-    let status = std::thread::scope(|scope| {
-        // The linker of a release build keeps one processor busy, and many tests only wait.
-        let whole = args.is_empty() && std::env::var_os(PROFILE).is_none();
-        let image = whole.then(|| scope.spawn(|| anyhow::Ok(Build::Dockerfile.run().map(drop)?)));
-        let status = cargo_test(&["--workspace", "--exclude", SCENARIOS])?;
-        if let Some(image) = image {
-            image.join().unwrap_or_else(|_| bail!("the thread that builds the product's image panicked"))?;
-        }
-        anyhow::Ok(status)
-    })?;
-    let status = if status == 0 { cargo_test(&["--package", SCENARIOS])? } else { status };
-    if status != 0 {
-        return exit(status);
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// A figure that is not what it must be is a failure.
@@ -227,31 +265,6 @@ fn bench(args: Bench) -> Result<ExitCode> {
         print!("{}", report.table());
     }
     Ok(if report.missed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-/// Makes what scenarios need, so that no test's time holds a download. What can't be had is said, once, up front.
-fn warm() -> Result<()> {
-    for suite in Suite::ALL {
-        let bundle = engines::bundle(suite).map(drop);
-        // The one suite whose engine the scenarios' nodes begin with.
-        let image = if suite == Suite::Bookworm { images::node_image(suite).map(drop) } else { Ok(()) };
-        match bundle.and(image) {
-            Ok(()) => {}
-            Err(error @ Error::SuiteUnavailable { .. }) => {
-                eprintln!("SKIPPED: scenarios with {suite}: {error}")
-            }
-            Err(other) => return Err(other.into()),
-        }
-    }
-    images::builder()?;
-    match registry::prepare() {
-        Ok(()) => Ok(()),
-        Err(error @ Error::SuiteUnavailable { .. }) => {
-            eprintln!("SKIPPED: scenarios with a registry: {error}");
-            Ok(())
-        }
-        Err(other) => Err(other.into()),
-    }
 }
 
 fn cleanup() -> Result<()> {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::Suite;
+use crate::{Init, Suite};
 
 /// The lab's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -116,6 +116,50 @@ pub enum Error {
         managers: u8,
         /// Workers asked for.
         workers: u8,
+    },
+    /// What only a machine can do was asked of a container.
+    #[error("{node} is a container, which has no {what} in its network: make the lab with --kind machine")]
+    OnlyMachines {
+        /// What was asked for.
+        what: &'static str,
+        /// The node.
+        node: String,
+    },
+    /// Machines were to have what only containers can.
+    #[error("{init} is for nodes that are containers: machines have systemd")]
+    OnlyContainers {
+        /// What was asked for.
+        init: Init,
+    },
+    /// Power was to be given to a machine that has it.
+    #[error("{node} runs already")]
+    HasPower {
+        /// The node.
+        node: String,
+    },
+    /// Something was to be done to a node that has no power.
+    #[error("{node} does not run (it is {state}): boot it first")]
+    NoPower {
+        /// The node.
+        node: String,
+        /// Its state.
+        state: String,
+    },
+    /// A machine ended while it should have booted.
+    #[error("{node} ended while it booted; what it said is in {}", console.display())]
+    Died {
+        /// The node.
+        node: String,
+        /// The file with its words.
+        console: PathBuf,
+    },
+    /// A process would not be killed.
+    #[error("the process group {pid} can't be killed")]
+    Kill {
+        /// The group.
+        pid: i32,
+        /// Why.
+        source: std::io::Error,
     },
     /// Every subnet the lab may use is taken.
     #[error("no free subnet among 10.201.0.0/24 to 10.201.255.0/24")]

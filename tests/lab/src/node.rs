@@ -1,4 +1,4 @@
-//! One node: a container that runs systemd and an engine.
+//! One node, whatever it is made of: what scenarios do to it.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -10,14 +10,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::command::{self, Input, Output, docker};
+use crate::command::{Input, Output};
+use crate::container::Container;
+use crate::machine::{Machine, Weather};
 use crate::wait::{self, Seen};
-use crate::{Error, LABEL, Result, network};
-
-/// The label that carries a node's name.
-pub(crate) const LABEL_NODE: &str = "io.requeen.lab.node";
-/// The label that carries a node's address.
-pub(crate) const LABEL_ADDRESS: &str = "io.requeen.lab.address";
+use crate::{Error, Init, Kind, Result};
 
 /// What a node was made to be. It may have been promoted or demoted since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -46,11 +43,32 @@ pub struct Node {
     name: String,
     role: Role,
     address: Ipv4Addr,
+    kind: Kind,
+    init: Init,
 }
 
 impl Node {
-    pub(crate) fn new(lab: &str, name: String, role: Role, address: Ipv4Addr) -> Self {
-        Self { lab: lab.to_owned(), name, role, address }
+    pub(crate) fn new(lab: &str, name: String, role: Role, address: Ipv4Addr, kind: Kind) -> Self {
+        Self { lab: lab.to_owned(), name, role, address, kind, init: Init::default() }
+    }
+
+    /// The same node with another PID 1.
+    pub(crate) fn with_init(self, init: Init) -> Self {
+        Self { init, ..self }
+    }
+
+    /// The lab's name.
+    pub(crate) fn lab(&self) -> &str {
+        &self.lab
+    }
+
+    /// What it is made of.
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn machine(&self) -> Machine<'_> {
+        Machine { lab: &self.lab, name: &self.name, address: self.address }
     }
 
     /// Its host name: m1, w2, …
@@ -68,33 +86,36 @@ impl Node {
         self.address
     }
 
-    /// Its container's name on the machine's engine.
-    pub fn container(&self) -> String {
-        format!("{}-{}", network::name(&self.lab), self.name)
+    /// What its PID 1 is.
+    pub const fn init(&self) -> Init {
+        self.init
     }
 
     /// Runs a command in the node. A status that is not 0 is no error: see [`Output::ok`].
     pub fn exec(&self, command: &[&str]) -> Result<Output> {
-        command::collect(Command::new("docker").args(["exec", &self.container()]).args(command), Input::Empty)
+        self.exec_with(command, Input::Empty)
     }
 
     /// Like [`Self::exec`] with bytes for the command to read.
     pub fn exec_with_stdin(&self, command: &[&str], stdin: &[u8]) -> Result<Output> {
-        let mut docker = Command::new("docker");
-        command::collect(docker.args(["exec", "--interactive", &self.container()]).args(command), Input::Bytes(stdin))
+        self.exec_with(command, Input::Bytes(stdin))
+    }
+
+    fn exec_with(&self, command: &[&str], input: Input<'_>) -> Result<Output> {
+        match self.kind {
+            Kind::Container => Container::of(self).exec(command, input),
+            Kind::Machine => self.machine().exec(command, input),
+        }
     }
 
     /// A command in the node, not yet started, for whoever wants its pipes or the terminal.
     ///
     /// `terminal` gives it one; only ask for it where there is one.
     pub fn command(&self, command: &[&str], terminal: bool) -> Command {
-        let mut docker = Command::new("docker");
-        docker.args(["exec", "--interactive"]);
-        if terminal {
-            docker.arg("--tty");
+        match self.kind {
+            Kind::Container => Container::of(self).command(command, terminal),
+            Kind::Machine => self.machine().command(command, terminal),
         }
-        docker.arg(self.container()).args(command);
-        docker
     }
 
     /// Runs a shell script in the node; fails if its status is not 0.
@@ -116,15 +137,14 @@ impl Node {
         let mode = fs::metadata(file).map_err(Error::file("read", file))?.permissions().mode() & 0o7777;
         let script = "cat > \"$1\" && chmod \"$2\" \"$1\"";
         let mode = format!("{mode:o}");
-        let mut docker = self.command(&["sh", "-c", script, "sh", destination, &mode], false);
         let input = File::open(file).map_err(Error::file("open", file))?;
-        command::collect(&mut docker, Input::File(input))?.ok().map(drop)
+        self.exec_with(&["sh", "-c", script, "sh", destination, &mode], Input::File(input))?.ok().map(drop)
     }
 
     /// Loads an image into the node's engine from a file that `docker save` wrote.
     pub fn load_image(&self, tar: &Path) -> Result<()> {
         let input = File::open(tar).map_err(Error::file("open", tar))?;
-        command::collect(&mut self.command(&["docker", "load", "--quiet"], false), Input::File(input))?.ok().map(drop)
+        self.exec_with(&["docker", "load", "--quiet"], Input::File(input))?.ok().map(drop)
     }
 
     /// Its ID in the swarm now; empty if it is in none.
@@ -143,39 +163,85 @@ impl Node {
         Ok(self.exec(&args)?.ok()?.stdout)
     }
 
-    /// Cuts the power: every process of the node dies at once. Its files stay, written or not, in the machine's cache.
+    /// Cuts the power: every process of the node dies at once.
+    ///
+    /// A container's files stay, written or not, in the machine's cache. A machine has on its disk what was synced.
     pub fn kill(&self) -> Result<()> {
-        docker(&["kill", "--signal", "KILL", &self.container()]).map(drop)
+        match self.kind {
+            Kind::Container => Container::of(self).kill(),
+            Kind::Machine => self.machine().kill(),
+        }
     }
 
-    /// Gives the power back, and returns when systemd runs; the engine may take longer: see [`Self::wait_for_engine`].
+    /// Gives the power back, and returns when PID 1 has begun with everything else; the engine may take longer: see [`Self::wait_for_engine`].
     pub fn start(&self) -> Result<()> {
-        docker(&["start", &self.container()])?;
-        wait::until_true(&format!("systemd on {}", self.name), Duration::from_secs(60), || {
-            let output = self.exec(&["systemctl", "is-system-running"])?;
-            // "degraded" is up too: a unit that failed is what some scenarios are about.
-            Ok(match output.trimmed() {
-                "running" | "degraded" | "starting" => Ok(()),
-                other => Err(format!("{other} {}", output.stderr.trim())),
-            })
-        })
+        match self.kind {
+            Kind::Container => Container::of(self).start(),
+            Kind::Machine => self.machine().start(),
+        }
     }
 
     /// Shuts the node down in order and boots it again.
     pub fn reboot(&self) -> Result<()> {
-        docker(&["stop", "--time", "60", &self.container()])?;
-        self.start()
+        match self.kind {
+            Kind::Container => Container::of(self).reboot(),
+            Kind::Machine => self.machine().reboot(),
+        }
     }
 
     /// Pulls the network cable.
     pub fn disconnect(&self) -> Result<()> {
-        docker(&["network", "disconnect", &network::name(&self.lab), &self.container()]).map(drop)
+        match self.kind {
+            Kind::Container => Container::of(self).disconnect(),
+            Kind::Machine => self.machine().cable(false),
+        }
     }
 
     /// Plugs it in again, at the same address.
     pub fn connect(&self) -> Result<()> {
-        let address = self.address.to_string();
-        docker(&["network", "connect", "--ip", &address, &network::name(&self.lab), &self.container()]).map(drop)
+        match self.kind {
+            Kind::Container => Container::of(self).connect(&self.address.to_string()),
+            Kind::Machine => self.machine().cable(true),
+        }
+    }
+
+    /// Makes everything late that the node sends from now on.
+    ///
+    /// # Errors
+    /// [`Error::OnlyMachines`] if it is no machine.
+    pub fn delay(&self, milliseconds: u32) -> Result<()> {
+        self.weather("delay", Weather::Delay(milliseconds))
+    }
+
+    /// Loses so many of a hundred packets that the node sends from now on.
+    ///
+    /// # Errors
+    /// [`Error::OnlyMachines`] if it is no machine.
+    pub fn lose(&self, percent: u8) -> Result<()> {
+        self.weather("loss", Weather::Loss(percent))
+    }
+
+    /// Ends what [`Self::delay`] or [`Self::lose`] began, if either did.
+    pub fn clear_network(&self) -> Result<()> {
+        match self.kind {
+            Kind::Container => Ok(()),
+            Kind::Machine => self.machine().weather(Weather::Clear),
+        }
+    }
+
+    fn weather(&self, what: &'static str, weather: Weather) -> Result<()> {
+        match self.kind {
+            Kind::Container => Err(Error::OnlyMachines { what, node: self.name.clone() }),
+            Kind::Machine => self.machine().weather(weather),
+        }
+    }
+
+    /// Its state on this machine: running, exited, off, …
+    pub fn state(&self) -> Result<String> {
+        match self.kind {
+            Kind::Container => Container::of(self).state(),
+            Kind::Machine => Ok(self.machine().state()?.to_owned()),
+        }
     }
 
     /// Waits until its engine answers; returns the version.
@@ -189,87 +255,10 @@ impl Node {
             })
         })
     }
-
-    /// Creates and starts the node's container. `hosts` are all nodes of the lab, to be known by name.
-    pub(crate) fn create(&self, image: &str, hosts: &[Self]) -> Result<()> {
-        let container = self.container();
-        let label = format!("{LABEL}={}", self.lab);
-        let mut args: Vec<String> =
-            ["run", "--detach", "--name", &container, "--hostname", &self.name].map(str::to_owned).to_vec();
-        let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
-        option("--label", label.clone());
-        option("--label", format!("{LABEL_NODE}={}", self.name));
-        option("--label", format!("{LABEL_ADDRESS}={}", self.address));
-        option("--network", network::name(&self.lab));
-        option("--ip", self.address.to_string());
-        for host in hosts {
-            option("--add-host", format!("{}:{}", host.name, host.address));
-        }
-        for data in ["docker", "containerd"] {
-            let volume = format!("{container}-{data}");
-            docker(&["volume", "create", "--label", &label, &volume])?;
-            option("--volume", format!("{volume}:/var/lib/{data}"));
-        }
-        // The nodes know each other from /etc/hosts. A resolver that can't answer would make every task wait for it.
-        option("--volume", "/dev/null:/etc/resolv.conf:ro".to_owned());
-        args.extend(machine_flags());
-        args.push(image.to_owned());
-        docker(&args).map(drop)
-    }
 }
 
 impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)
-    }
-}
-
-/// What makes a container enough of a machine for systemd and an engine.
-///
-/// Not `--privileged`: where the lab itself runs without CAP_SYS_RESOURCE, as in some virtual machines, that is refused.
-fn machine_flags() -> Vec<String> {
-    let mut flags = vec!["--cap-add=ALL"];
-    if !has_sys_resource(&fs::read_to_string("/proc/self/status").unwrap_or_default()) {
-        flags.push("--cap-drop=SYS_RESOURCE");
-    }
-    flags.extend([
-        // What systemd takes for an order to shut down.
-        "--stop-signal=SIGRTMIN+3",
-        "--security-opt=seccomp=unconfined",
-        "--security-opt=apparmor=unconfined",
-        "--security-opt=systempaths=unconfined",
-        "--device-cgroup-rule=a *:* rwm",
-        "--cgroupns=host",
-        "--volume=/sys/fs/cgroup:/sys/fs/cgroup:rw",
-        "--tmpfs=/run:exec",
-        "--tmpfs=/tmp:exec",
-    ]);
-    if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        // systemd since 256 refuses control groups of version 1 unless told twice.
-        flags.extend([
-            "--env=SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",
-            "--env=SYSTEMD_PROC_CMDLINE=systemd.unified_cgroup_hierarchy=0",
-        ]);
-    }
-    flags.into_iter().map(str::to_owned).collect()
-}
-
-/// Whether the bounding set in a `/proc/PID/status` has CAP_SYS_RESOURCE.
-fn has_sys_resource(status: &str) -> bool {
-    const CAP_SYS_RESOURCE: u32 = 24;
-    let set = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
-    let bits = set.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(u64::MAX);
-    bits >> CAP_SYS_RESOURCE & 1 == 1
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_bounding_set_tells_sys_resource() {
-        assert!(!has_sys_resource("Name:\tx\nCapBnd:\t000001fffeffffff\n"));
-        assert!(has_sys_resource("Name:\tx\nCapBnd:\t000001ffffffffff\n"));
-        assert!(has_sys_resource(""));
     }
 }

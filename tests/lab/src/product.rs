@@ -28,15 +28,20 @@ pub fn start_coordinator(node: &Node) -> Result<()> {
 
 /// Like [`start_coordinator`] with more options for `docker run` and more arguments for `coordinator serve`.
 pub fn start_coordinator_with(node: &Node, options: &[&str], arguments: &[&str]) -> Result<()> {
-    let mut run = vec!["run", "--detach", "--name", COORDINATOR, "--restart", "always", "--network", "host"];
+    run_coordinator(node, PRODUCT, &[&["--restart", "always"], options].concat(), arguments)?;
+    wait_for_coordinator(node, COORDINATOR_LIMIT)
+}
+
+/// Starts a coordinator of that image, and waits for nothing. Unless `options` say so it is not started again.
+pub fn run_coordinator(node: &Node, image: &str, options: &[&str], arguments: &[&str]) -> Result<()> {
+    let mut run = vec!["run", "--detach", "--name", COORDINATOR, "--network", "host"];
     run.extend(["--volume", "/var/run/docker.sock:/var/run/docker.sock"]);
     run.extend(["--volume", "/var/lib/docker/swarm:/var/lib/docker/swarm:ro"]);
     run.extend(["--volume", "/var/lib/requeen:/var/lib/requeen"]);
     run.extend(options);
-    run.extend([PRODUCT, "coordinator", "serve"]);
+    run.extend([image, "coordinator", "serve"]);
     run.extend(arguments);
-    node.docker(&run)?;
-    wait_for_coordinator(node, COORDINATOR_LIMIT)
+    node.docker(&run).map(drop)
 }
 
 /// Waits until the coordinator on a node listens on its socket.

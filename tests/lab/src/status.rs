@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use crate::command::{docker, parallel};
-use crate::{Lab, Node, Result, Role};
+use crate::command::parallel;
+use crate::{Kind, Lab, Node, Result, Role};
 
 /// A lab and its nodes.
 #[derive(Debug, Serialize)]
@@ -14,16 +14,18 @@ pub struct LabStatus {
     pub nodes: Vec<NodeStatus>,
 }
 
-/// A node as the machine's engine and its own engine see it.
+/// A node as this machine and its own engine see it.
 #[derive(Debug, Serialize)]
 pub struct NodeStatus {
     /// Its name.
     pub name: String,
     /// What it was made to be.
     pub role: Role,
+    /// What it is made of.
+    pub kind: Kind,
     /// Its address in the lab's network.
     pub address: String,
-    /// Its container's state: running, exited, …
+    /// Its state on this machine: running, exited, off, …
     pub state: String,
     /// The version of its engine, if that answers.
     pub engine: Option<String>,
@@ -40,12 +42,13 @@ impl LabStatus {
 }
 
 fn node_status(node: &Node) -> Result<NodeStatus> {
-    let state = docker(&["inspect", "--format", "{{.State.Status}}", &node.container()])?.trimmed().to_owned();
+    let state = node.state()?;
     let asked = node.exec(&["docker", "info", "--format", "{{.ServerVersion}} {{.Swarm.LocalNodeState}}"])?;
     let mut words = asked.stdout.split_whitespace().map(str::to_owned).filter(|_| asked.success());
     Ok(NodeStatus {
         name: node.name().to_owned(),
         role: node.role(),
+        kind: node.kind(),
         address: node.ip().to_string(),
         state,
         engine: words.next(),

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use crate::command::{docker, parallel};
-use crate::node::{LABEL_ADDRESS, LABEL_NODE};
+use crate::container::{Container, LABEL_ADDRESS, LABEL_INIT, LABEL_NODE};
 use crate::wait;
-use crate::{Error, LABEL, Node, Result, Role, Suite, cache, images, network, tools};
+use crate::{Error, Init, Kind, LABEL, Node, Result, Role, Suite, cache, images, machine, network, tools};
 
-/// How long a node may take from nothing to an engine that answers.
-const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// How long a node may take from systemd to an engine that answers.
+const ENGINE_LIMIT: Duration = Duration::from_secs(120);
 
 /// How long the swarm may take to see all of its nodes ready.
 const SWARM_LIMIT: Duration = Duration::from_secs(60);
@@ -29,6 +29,10 @@ pub struct Spec {
     pub workers: u8,
     /// Whose engine every node runs.
     pub suite: Suite,
+    /// What every node is made of.
+    pub kind: Kind,
+    /// What every node's PID 1 is. Machines have systemd.
+    pub init: Init,
 }
 
 /// A swarm of nodes.
@@ -44,26 +48,47 @@ impl Lab {
     ///
     /// # Errors
     /// [`Error::SuiteUnavailable`] if the suite can't be had here: skip what needs it, and say so.
+    /// [`Error::OnlyContainers`] if machines shall have another PID 1 than systemd.
     pub fn up(spec: &Spec) -> Result<Self> {
         check_name(&spec.name)?;
         if !(1..=90).contains(&spec.managers) || spec.workers > 90 {
             return Err(Error::BadSize { managers: spec.managers, workers: spec.workers });
         }
-        let image = images::node_image(spec.suite)?;
+        let image = match (spec.kind, spec.init) {
+            (Kind::Container, init) => images::node_image_with(spec.suite, init)?,
+            (Kind::Machine, Init::Systemd) => {
+                tools::engine()?;
+                images::machine_disk(spec.suite)?.display().to_string()
+            }
+            (Kind::Machine, init @ Init::Sysvinit) => return Err(Error::OnlyContainers { init }),
+        };
         let started = Instant::now();
         let _lock = cache::lock(&format!("lab-{}", spec.name))?;
         remove(&spec.name)?;
-        let third = network::create(&spec.name)?;
+        let third = match spec.kind {
+            Kind::Container => network::create(&spec.name)?,
+            // In a network namespace of their own nobody else has addresses.
+            Kind::Machine => 0,
+        };
         let nodes: Vec<Node> = names(spec)
             .map(|(role, number)| {
                 let name = format!("{}{number}", role.letter());
-                Node::new(&spec.name, name, role, network::address(third, role, number))
+                let address = network::address(third, role, number);
+                Node::new(&spec.name, name, role, address, spec.kind).with_init(spec.init)
             })
             .collect();
-        tracing::info!(lab = spec.name, nodes = nodes.len(), suite = %spec.suite, "boot the nodes");
+        let Spec { suite, kind, init, .. } = spec;
+        tracing::info!(lab = spec.name, nodes = nodes.len(), %suite, %kind, %init, "boot the nodes");
+        match spec.kind {
+            Kind::Container => {}
+            Kind::Machine => machine::create(&spec.name, spec.suite, &nodes)?,
+        }
         parallel("booting a node", &nodes, |node| {
-            node.create(&image, &nodes)?;
-            node.wait_for_engine(BOOT_LIMIT)
+            match spec.kind {
+                Kind::Container => Container::of(node).create(node, &image, &nodes)?,
+                Kind::Machine => node.start()?,
+            }
+            node.wait_for_engine(ENGINE_LIMIT)
         })?;
         tracing::info!(seconds = started.elapsed().as_secs(), "form the swarm");
         let lab = Self { name: spec.name.clone(), nodes };
@@ -72,9 +97,58 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Makes another worker, which may have another PID 1, and joins it to the swarm. Remove it with [`Lab::remove_worker`]:
+    /// this lab does not know it, nor wait for it.
+    ///
+    /// # Errors
+    /// As [`Lab::up`]; [`Error::OnlyContainers`] too if this lab is of machines.
+    pub fn add_worker(&self, number: u8, suite: Suite, init: Init) -> Result<Node> {
+        let first = self.node("m1")?;
+        match first.kind() {
+            Kind::Container => {}
+            Kind::Machine => return Err(Error::OnlyContainers { init }),
+        }
+        let image = images::node_image_with(suite, init)?;
+        let third = first.ip().octets()[2];
+        let name = format!("{}{number}", Role::Worker.letter());
+        let address = network::address(third, Role::Worker, number);
+        let node = Node::new(&self.name, name, Role::Worker, address, Kind::Container).with_init(init);
+        let hosts: Vec<Node> = self.nodes.iter().chain([&node]).cloned().collect();
+        Container::of(&node).create(&node, &image, &hosts)?;
+        node.wait_for_engine(ENGINE_LIMIT)?;
+        let token = first.docker(&["swarm", "join-token", "--quiet", "worker"])?;
+        let (own, peer) = (node.ip().to_string(), format!("{}:2377", first.ip()));
+        node.docker(&["swarm", "join", "--advertise-addr", &own, "--token", token.trimmed(), &peer])?;
+        Ok(node)
+    }
+
+    /// Takes away what [`Lab::add_worker`] has made: the node, its place in the swarm, and its volumes.
+    pub fn remove_worker(&self, node: &Node) -> Result<()> {
+        let first = self.node("m1")?;
+        let hostname = format!("name={}", node.name());
+        let ids = first.docker(&["node", "ls", "--quiet", "--filter", &hostname])?;
+        let container = Container::of(node);
+        let volumes = container.volumes();
+        let inner = inner_containers(&volumes)?;
+        docker(&["rm", "--force", "--volumes", container.name()])?;
+        for volume in &volumes {
+            docker(&["volume", "rm", "--force", volume])?;
+        }
+        remove_control_groups(&inner);
+        for id in ids.stdout.split_whitespace() {
+            first.docker(&["node", "rm", "--force", id])?;
+        }
+        Ok(())
+    }
+
     /// Finds a lab that is there, whether its nodes run or not.
     pub fn attach(name: &str) -> Result<Self> {
         check_name(name)?;
+        if machine::exists(name) {
+            let nodes = machine::read(name)?.nodes.into_iter();
+            let nodes = nodes.map(|node| Node::new(name, node.name, node.role, node.address, Kind::Machine)).collect();
+            return Ok(Self { name: name.to_owned(), nodes });
+        }
         let filter = format!("label={LABEL}={name}");
         let ids = docker(&["ps", "--all", "--quiet", "--filter", &filter])?;
         let mut args = vec!["inspect", "--format", "{{json .Config.Labels}}"];
@@ -104,7 +178,7 @@ impl Lab {
     pub fn names() -> Result<Vec<String>> {
         let filter = format!("label={LABEL}");
         let format = format!("{{{{.Label \"{LABEL}\"}}}}");
-        let mut names = Vec::new();
+        let mut names = machine::names()?;
         for list in [&["ps", "--all"][..], &["network", "ls"], &["volume", "ls"]] {
             let mut args = list.to_vec();
             args.extend(["--filter", &filter, "--format", &format]);
@@ -227,7 +301,8 @@ fn node_of(lab: &str, labels: &BTreeMap<String, String>) -> Option<Node> {
     let name = labels.get(LABEL_NODE)?;
     let address = labels.get(LABEL_ADDRESS)?.parse().ok()?;
     let role = if name.starts_with(Role::Manager.letter()) { Role::Manager } else { Role::Worker };
-    Some(Node::new(lab, name.clone(), role, address))
+    let init = labels.get(LABEL_INIT).and_then(|init| init.parse().ok()).unwrap_or_default();
+    Some(Node::new(lab, name.clone(), role, address, Kind::Container).with_init(init))
 }
 
 fn check_name(name: &str) -> Result<()> {
@@ -242,8 +317,9 @@ fn check_name(name: &str) -> Result<()> {
     Err(Error::BadName { name: name.to_owned() })
 }
 
-/// Removes the containers, volumes and networks that carry the lab's label, and nothing else.
+/// Removes the containers, volumes and networks that carry the lab's label, and its machines, and nothing else.
 fn remove(lab: &str) -> Result<()> {
+    machine::remove(lab)?;
     let filter = format!("label={LABEL}={lab}");
     let list = |args: &[&str]| -> Result<Vec<String>> {
         let mut args = args.to_vec();
@@ -301,7 +377,14 @@ mod tests {
 
     #[test]
     fn managers_come_first() {
-        let spec = Spec { name: "x".to_owned(), managers: 2, workers: 1, suite: Suite::Sid };
+        let spec = Spec {
+            name: "x".to_owned(),
+            managers: 2,
+            workers: 1,
+            suite: Suite::Sid,
+            kind: Kind::Container,
+            init: Init::Systemd,
+        };
         let got: Vec<_> = names(&spec).collect();
         assert_eq!(got, [(Role::Manager, 1), (Role::Manager, 2), (Role::Worker, 1)]);
     }

@@ -13,6 +13,16 @@ const PROGRAMS: [(&str, &str); 5] =
 /// What puts an image into a registry: with logins, proxies and retries, and without an engine.
 const SKOPEO: [(&str, &str); 1] = [("skopeo", "skopeo")];
 
+/// What nodes that are machines need: the kernel that is a program, its disks, their network, and the way into them.
+const MACHINES: [(&str, &str); 6] = [
+    ("linux.uml", "user-mode-linux"),
+    ("mke2fs", "e2fsprogs"),
+    ("nsenter", "util-linux"),
+    ("setsid", "util-linux"),
+    ("ssh", "openssh-client"),
+    ("ssh-keygen", "openssh-client"),
+];
+
 /// Fails unless the machine's Docker Engine answers; returns its version.
 pub fn engine() -> Result<String> {
     let output =
@@ -31,6 +41,11 @@ pub fn install() -> Result<()> {
 /// Installs what only a release needs, if it is missing.
 pub fn install_for_release() -> Result<()> {
     install_missing(&SKOPEO)
+}
+
+/// Installs what nodes that are machines need, if it is missing.
+pub fn install_for_machines() -> Result<()> {
+    install_missing(&MACHINES)
 }
 
 fn install_missing(programs: &[(&str, &str)]) -> Result<()> {

@@ -4,32 +4,42 @@
 
 use std::time::Duration;
 
-use lab::{Lab, Result, Spec, Suite};
+use lab::{Init, Kind, Lab, Result, Spec, Suite};
 
-const NAME: &str = "lab-test";
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// Removes the lab whether the test holds or not.
-struct Guard;
+struct Guard(&'static str);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        Lab::down(NAME).ok();
+        Lab::down(self.0).ok();
     }
 }
 
 #[test]
 #[ignore = "makes a swarm on the machine's engine"]
-fn nodes_survive_what_scenarios_do_to_them() -> Result<()> {
-    let _guard = Guard;
-    let spec = Spec { name: NAME.to_owned(), managers: 1, workers: 1, suite: Suite::Bookworm };
+fn containers_survive_what_scenarios_do_to_them() -> Result<()> {
+    nodes_survive("lab-test", Kind::Container)
+}
+
+#[test]
+#[ignore = "makes a swarm of machines"]
+fn machines_survive_what_scenarios_do_to_them() -> Result<()> {
+    nodes_survive("lab-test-machines", Kind::Machine)
+}
+
+fn nodes_survive(name: &'static str, kind: Kind) -> Result<()> {
+    let _guard = Guard(name);
+    let spec =
+        Spec { name: name.to_owned(), managers: 1, workers: 1, suite: Suite::Bookworm, kind, init: Init::Systemd };
     let lab = Lab::up(&spec)?;
     let (manager, worker) = (lab.node("m1")?, lab.node("w1")?);
 
     // What is found again is what was made.
-    let found = Lab::attach(NAME)?;
+    let found = Lab::attach(name)?;
     assert_eq!(found.nodes(), lab.nodes());
-    assert!(Lab::names()?.contains(&NAME.to_owned()));
+    assert!(Lab::names()?.contains(&name.to_owned()));
 
     // Commands, their input and their status.
     assert_eq!(worker.exec(&["false"])?.status, 1);
@@ -83,7 +93,7 @@ fn nodes_survive_what_scenarios_do_to_them() -> Result<()> {
     worker.wait_for_engine(LIMIT)?;
     lab.wait_until_ready(manager, LIMIT)?;
 
-    Lab::down(NAME)?;
-    assert!(!Lab::names()?.contains(&NAME.to_owned()));
+    Lab::down(name)?;
+    assert!(!Lab::names()?.contains(&name.to_owned()));
     Ok(())
 }

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::bundles::{self, Failing};
 use lab::Node;
+use lab::figures::Figures;
 use serde_json::Value;
 
-use crate::faults::{and_back, changed, upgraded, wait_for_shown, with_other_runc, with_slow_start};
+use crate::faults::{JOURNAL, and_back, changed, upgraded, wait_for_shown, with_other_runc, with_slow_start};
 use crate::operator::{requeen, requeen_ok, wait_for_end};
 use crate::world::World;
 
@@ -38,7 +39,8 @@ pub(crate) fn engines_that_fail_late_are_rolled_back(world: &World) -> Result<()
                 ensure!(said.contains(words), "{how:?}: {words:?} is not in what it said:\n{said}");
             }
             eprintln!("{how:?}: rolled back after {:.1} s", began.elapsed().as_secs_f64());
-            wait_for_shown(first, "the worker rolled back", WORKER, rolled_back)
+            wait_for_shown(first, "the worker rolled back", WORKER, rolled_back)?;
+            note_time_away(worker)
         })?;
         ensure!(worker.engine_version()? == version, "{how:?}: {worker} runs another engine");
         ensure!(self::files(worker)? == files, "{how:?}: {worker} has other files");
@@ -59,12 +61,21 @@ pub(crate) fn an_engine_that_starts_slowly_is_waited_for(world: &World) -> Resul
     })
 }
 
-fn rolled_back(shown: &Value) -> bool {
+/// Tells, and counts, how long the engine was away that is back.
+fn note_time_away(node: &Node) -> Result<()> {
+    let journal: Value = serde_json::from_str(&node.sh(&format!("cat {JOURNAL}"))?.stdout)?;
+    let millis = journal.pointer("/work/phase/engine_down_ms").and_then(Value::as_f64);
+    let rollback_worst_s = millis.with_context(|| format!("no time in {journal}"))? / 1000.0;
+    eprintln!("{node}: its engine was away for {rollback_worst_s:.1} s");
+    Ok(Figures { rollback_worst_s, ..Figures::default() }.note()?)
+}
+
+pub(crate) fn rolled_back(shown: &Value) -> bool {
     shown["step"]["step"] == "done" && shown["step"]["outcome"] == "rolled-back"
 }
 
 /// Kind and digest of each of the engine's files.
-fn files(node: &Node) -> Result<BTreeMap<String, String>> {
+pub(crate) fn files(node: &Node) -> Result<BTreeMap<String, String>> {
     let mut files = BTreeMap::new();
     for name in lab::engines::FILES {
         let script =

@@ -30,6 +30,9 @@ const STUBBORN: &str = "stubborn";
 /// See [`STUBBORN`].
 const GRACE: &str = "10s";
 
+/// The same for a task that ends when a scenario lets it.
+const LONG_GRACE: &str = "10m";
+
 /// Where a node's executor writes where its work stands.
 pub(crate) const JOURNAL: &str = "/var/lib/requeen/agent/journal.json";
 
@@ -41,8 +44,7 @@ pub(crate) fn and_back(small: &Small, run: impl FnOnce() -> Result<()>) -> Resul
     let ran = run();
     let back = (|| {
         let (first, worker) = (small.first()?, small.worker()?);
-        // Most scenarios have made none.
-        first.exec(&["docker", "service", "rm", STUBBORN])?;
+        let_go(first, worker)?;
         let phase = status(first)?.pointer("/rollout/phase").and_then(Value::as_str).map(str::to_owned);
         if phase.is_some_and(|phase| phase != "ended") {
             requeen_ok(first, &["abort"])?;
@@ -107,9 +109,39 @@ pub(crate) fn with_slow_start<T>(node: &Node, secs: u32, run: impl FnOnce() -> R
 
 /// Starts the service [`STUBBORN`] on a node; [`and_back`] removes it.
 pub(crate) fn stubborn_task(manager: &Node, node: &str) -> Result<()> {
+    stubborn_for(manager, node, GRACE)
+}
+
+/// The same with a task that keeps its node from being empty until [`let_go`].
+pub(crate) fn holding_task(manager: &Node, node: &str) -> Result<()> {
+    stubborn_for(manager, node, LONG_GRACE)
+}
+
+/// Ends the service [`STUBBORN`], and its tasks on a node at once, where there are any.
+pub(crate) fn let_go(manager: &Node, node: &Node) -> Result<()> {
+    let waited = wait::until_true("the end of the stubborn tasks", LIMIT, || {
+        // Most scenarios have made none.
+        manager.exec(&["docker", "service", "rm", STUBBORN])?;
+        let service = manager.exec(&["docker", "service", "ls", "--quiet", "--filter", &format!("name={STUBBORN}")])?;
+        if !service.success() || !service.stdout.is_empty() {
+            return Ok(Err(format!("{}{}", service.stdout, service.stderr)));
+        }
+        let ours = format!("docker ps --quiet --filter name='^{STUBBORN}[.]'");
+        node.exec(&["sh", "-c", &format!("{ours} | xargs --no-run-if-empty docker kill")])?;
+        let left = node.exec(&["sh", "-c", &ours])?;
+        Ok(if left.success() && left.stdout.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{}{}", left.stdout, left.stderr))
+        })
+    });
+    Ok(waited?)
+}
+
+fn stubborn_for(manager: &Node, node: &str, grace: &str) -> Result<()> {
     let place = format!("node.hostname=={node}");
     let mut service = vec!["service", "create", "--detach", "--no-resolve-image", "--name", STUBBORN];
-    service.extend(["--constraint", &place, "--stop-grace-period", GRACE]);
+    service.extend(["--constraint", &place, "--stop-grace-period", grace]);
     service.extend([PRODUCT, "coordinator", "--socket", "/nowhere", "status", "--watch"]);
     manager.docker(&service)?;
     Ok(product::wait_for_service(manager, STUBBORN, 1, LIMIT)?)
@@ -121,12 +153,12 @@ fn agent(node: &Node) -> Result<String> {
 }
 
 /// When a node's engine was started.
-fn engine_start(node: &Node) -> Result<String> {
+pub(crate) fn engine_start(node: &Node) -> Result<String> {
     Ok(node.sh("systemctl show --property ExecMainStartTimestampMonotonic --value docker")?.trimmed().to_owned())
 }
 
 /// The executor's process on a node; 0 while there is none.
-fn executor(node: &Node) -> Result<u32> {
+pub(crate) fn executor(node: &Node) -> Result<u32> {
     let pid = node.sh("systemctl show --property MainPID --value requeen-executor.service")?;
     Ok(pid.trimmed().parse()?)
 }
@@ -156,8 +188,14 @@ pub(crate) fn wait_for_shown(manager: &Node, what: &str, node: &str, seen: impl 
     Ok(waited?)
 }
 
+/// Waits until `status` says of a node why it does not move, with these words in it.
+pub(crate) fn wait_for_why(manager: &Node, node: &str, words: &str) -> Result<()> {
+    let says = |shown: &Value| shown["why"].as_str().is_some_and(|why| why.contains(words));
+    wait_for_shown(manager, &format!("`{words}`"), node, says)
+}
+
 /// Staged, and waiting for the operator's word.
-fn waits_for_grant(shown: &Value) -> bool {
+pub(crate) fn waits_for_grant(shown: &Value) -> bool {
     let why = shown["why"].as_str().unwrap_or_default();
     shown["step"]["step"] == "waiting" && shown["agent"]["state"] == "staged" && why.contains("grant")
 }

@@ -23,7 +23,7 @@ struct Trouble {
     words: &'static [&'static str],
 }
 
-const TROUBLES: [Trouble; 4] = [
+const TROUBLES: [Trouble; 5] = [
     Trouble {
         make: "mkdir --parents /etc/docker && echo '{\"no-such-option\": true}' > /etc/docker/daemon.json",
         mend: "rm /etc/docker/daemon.json",
@@ -47,6 +47,12 @@ const TROUBLES: [Trouble; 4] = [
         mend: "umount --lazy /var/lib/requeen",
         anew: true,
         words: &["/var/lib/requeen/engines is on a file system mounted noexec", "remount it with exec"],
+    },
+    Trouble {
+        make: "mount -t tmpfs -o size=64m tmpfs /var/lib/requeen",
+        mend: "umount --lazy /var/lib/requeen",
+        anew: true,
+        words: &["/var/lib/requeen/engines has 64 MiB free", "are needed", "make room on the file system"],
     },
 ];
 
@@ -82,7 +88,7 @@ pub(crate) fn hosts_that_cannot_follow_are_refused(world: &World) -> Result<()> 
 }
 
 /// Ends the agent on a node, and waits until the swarm has started another one.
-fn another_agent(node: &Node) -> Result<()> {
+pub(crate) fn another_agent(node: &Node) -> Result<()> {
     let agent = || anyhow::Ok(node.exec(&["pgrep", "--exact", "agent"])?.trimmed().to_owned());
     let before = agent()?;
     ensure!(!before.is_empty(), "there is no agent on {node}");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::command::parallel;
 use lab::images::{PRODUCT, repository};
-use lab::{Lab, Node, Spec, Suite, product, wait};
+use lab::{Init, Kind, Lab, Node, Spec, Suite, product, wait};
 use serde_json::Value;
 
 use crate::operator::requeen_ok;
@@ -39,8 +39,9 @@ pub(crate) struct Large {
 }
 
 impl Large {
-    pub(crate) fn make() -> Result<Self> {
-        let spec = Spec { name: NAME.to_owned(), managers: 3, workers: 2, suite: Suite::Bookworm };
+    pub(crate) fn make(kind: Kind) -> Result<Self> {
+        let spec =
+            Spec { name: NAME.to_owned(), managers: 3, workers: 2, suite: Suite::Bookworm, kind, init: Init::Systemd };
         let lab = Lab::up(&spec)?;
         lab.load_image(PRODUCT)?;
         let first = lab.node("m1")?;

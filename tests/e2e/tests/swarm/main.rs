@@ -7,28 +7,41 @@
 //! | variable | effect |
 //! |---|---|
 //! | `REQUEEN_E2E_PROFILE` | build the product on this machine with that cargo profile, not with the Dockerfile |
+//! | `REQUEEN_E2E_KIND` | `machine`: the nodes are machines instead of containers, which takes several times as long |
 //! | `REQUEEN_E2E_KEEP` | leave the swarms running at the end |
-//! | `REQUEEN_E2E_LONG` | also what takes minutes: an engine that starts slowly, and the product compiled twice, whose images are compared |
+//! | `REQUEEN_E2E_LONG` | also what takes minutes: an engine that starts slowly, what others do to nodes, networks and hosts in the middle, a coordinator killed at each of its fail points, the product compiled twice, whose images are compared, and power cuts by the dozen |
+//! | `REQUEEN_E2E_SEED`, `REQUEEN_E2E_CUTS` | with it: the instants at which the power is cut, and how many |
 
+mod autolock;
+mod containers;
+mod cuts;
 mod diag;
+mod disk;
 mod engines;
 mod faults;
 mod handover;
 mod hosts;
 mod input;
+mod killed;
 mod large;
+mod managers;
 mod operator;
+mod others;
 mod power;
 mod published;
 mod second;
 mod small;
 mod strangers;
+mod surroundings;
+mod sysvinit;
 mod undeploy;
 mod upgrades;
+mod verbs;
 mod world;
 
 use std::process::ExitCode;
 
+use lab::figures::Figures;
 use libtest_mimic::Arguments;
 use world::World;
 
@@ -64,10 +77,17 @@ fn main() -> ExitCode {
         world.scenario("package_managers_take_turns_with_upgrades", faults::package_managers_and_upgrades_take_turns),
         world.scenario("a_node_that_joins_in_the_middle", faults::a_node_that_joins_in_the_middle),
         world.scenario("agents_updated_in_the_middle", faults::agents_updated_in_the_middle),
+        world.scenario("standalone_containers_come_back", containers::standalone_containers_come_back),
+        world.scenario("a_full_disk_is_waited_for", disk::a_full_disk_is_waited_for),
         world.scenario("engines_that_fail_late_are_rolled_back", engines::engines_that_fail_late_are_rolled_back),
         world.scenario("power_fails_while_a_node_is_emptied", power::power_fails_while_a_node_is_emptied),
         world.scenario("power_fails_while_the_engine_is_replaced", power::power_fails_while_the_engine_is_replaced),
         world.scenario("a_reboot_while_the_engine_is_replaced", power::a_reboot_while_the_engine_is_replaced),
+        world.scenario("an_autolocked_manager_is_unlocked", autolock::an_autolocked_manager_is_unlocked),
+        world.scenario("a_node_renamed_in_the_middle_is_the_same", others::a_node_renamed_in_the_middle_is_the_same),
+        world.scenario("a_manager_restarted_in_the_middle", others::a_manager_restarted_in_the_middle_is_waited_for),
+        world.scenario("a_node_cut_off_after_its_stop", others::a_node_cut_off_after_its_stop_finishes_alone),
+        world.scenario("a_node_with_sysvinit_is_upgraded", sysvinit::a_node_with_sysvinit_is_upgraded),
         // Without the agents of the scenarios before: a reader of the README has none.
         world.scenario("the_published_image_runs_from_a_registry", published::the_published_image_runs_from_a_registry),
         world.scenario("held_drained_while_the_coordinator_is_killed", upgrades::held_drained_while_killed),
@@ -77,6 +97,26 @@ fn main() -> ExitCode {
     if long {
         let run = engines::an_engine_that_starts_slowly_is_waited_for;
         trials.push(world.scenario("an_engine_that_starts_slowly_is_waited_for", run));
+        let run = others::a_node_cut_off_for_a_while_gets_another_lease;
+        trials.push(world.scenario("a_node_cut_off_for_a_while_gets_another_lease", run));
+        trials.extend([
+            world.scenario("other_managers_may_fail", managers::other_managers_may_fail_in_the_middle),
+            world
+                .scenario("a_node_that_others_change_is_not_stopped", others::a_node_that_others_change_is_not_stopped),
+            world.scenario("a_node_removed_in_the_middle_is_told_of", others::a_node_removed_in_the_middle_is_told_of),
+            world.scenario("a_node_cut_off_before_its_stop", others::a_node_cut_off_before_its_stop_is_released),
+            world.scenario("verbs_in_every_phase", verbs::verbs_in_every_phase),
+            world.scenario("an_engine_that_others_start", surroundings::an_engine_that_others_start_is_the_one_it_says),
+            world.scenario("a_start_limit_that_was_hit", surroundings::a_start_limit_that_was_hit_is_no_obstacle),
+            world.scenario("a_containerd_that_fails", surroundings::a_containerd_that_fails_is_rolled_back),
+            world.scenario(
+                "a_file_replaced_after_the_staging",
+                surroundings::a_file_replaced_after_the_staging_is_named,
+            ),
+            world.scenario("targets_that_are_links", surroundings::targets_that_are_links_are_kept),
+        ]);
+        let run = killed::a_coordinator_killed_at_every_fail_point;
+        trials.push(world.scenario("a_coordinator_killed_at_every_fail_point", run));
     }
     trials.extend([
         // The last one on the small swarm: what it needs, the others have installed, and afterwards all of it is gone.
@@ -87,7 +127,22 @@ fn main() -> ExitCode {
     if long {
         trials.push(world.scenario("two_builds_are_one_image", published::two_builds_are_one_image));
     }
+    // On machines of their own: what a cut takes from a disk, it takes from no container's.
+    if long {
+        trials.push(world.scenario("power_cut_at_two_steps", cuts::power_cut_at_two_steps));
+        trials.push(world.scenario("power_cut_at_every_step", cuts::power_cut_at_every_step));
+        trials.push(world.scenario("power_cut_at_random_instants", cuts::power_cut_at_random_instants));
+    }
     let conclusion = libtest_mimic::run(&args, trials);
     world.close();
+    let figures = Figures {
+        scenarios: conclusion.num_passed + conclusion.num_failed,
+        scenarios_passed: conclusion.num_passed,
+        ..Figures::default()
+    };
+    if let Err(error) = figures.note() {
+        eprintln!("error: {error}");
+        return ExitCode::FAILURE;
+    }
     conclusion.exit_code()
 }

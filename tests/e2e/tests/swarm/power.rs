@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::bundles;
+use lab::figures::Figures;
 use lab::{Node, wait};
 use serde_json::Value;
 
@@ -84,7 +85,7 @@ pub(crate) fn a_reboot_while_the_engine_is_replaced(world: &World) -> Result<()>
 }
 
 /// Runs a scenario with the path of a bundle on the manager and the digest of the worker's runc.
-fn begin(small: &Small, run: impl FnOnce(&str, &str) -> Result<()>) -> Result<()> {
+pub(crate) fn begin(small: &Small, run: impl FnOnce(&str, &str) -> Result<()>) -> Result<()> {
     small.with_agents()?;
     let place = with_other_runc(small)?;
     let old = runc(small.worker()?)?;
@@ -92,7 +93,7 @@ fn begin(small: &Small, run: impl FnOnce(&str, &str) -> Result<()>) -> Result<()
 }
 
 /// Waits on the node, without a pause to speak of, until its work stands there.
-fn wait_for_phase(node: &Node, phase: &str) -> Result<()> {
+pub(crate) fn wait_for_phase(node: &Node, phase: &str) -> Result<()> {
     let script = format!("until grep --quiet '\"phase\": \"{phase}\"' {JOURNAL}; do sleep 0.01; done");
     let output = node.exec(&["timeout", &LIMIT.as_secs().to_string(), "sh", "-c", &script])?;
     ensure!(output.success(), "{node} never was {phase}: {}", output.stderr);
@@ -106,20 +107,21 @@ fn recovered(node: &Node, remedy: &str) -> Result<()> {
     ensure!(said.contains(&format!("remedy={remedy}")), "it did something else than {remedy}:\n{said}");
     let cycles = node.sh("journalctl --boot --no-pager --output cat --grep 'ordering cycle' || true")?.stdout;
     ensure!(!cycles.contains("requeen"), "{cycles}");
-    let times = "systemctl show --property=ActiveEnterTimestampMonotonic --value requeen-recover.service; \
+    // Asked at once: when the work is done the unit is gone, and has no times any more.
+    let times = "for time in ExecMainStartTimestampMonotonic ExecMainExitTimestampMonotonic ActiveEnterTimestampMonotonic; do \
+                 systemctl show --property=$time --value requeen-recover.service; done; \
                  systemctl show --property=ExecMainStartTimestampMonotonic --value docker.service";
     let times = node.sh(times)?.stdout;
     let times: Vec<u64> = times.lines().map(str::parse).collect::<std::result::Result<_, _>>()?;
-    // Once the work is done the unit is gone, and has no times any more.
-    let [recovery, engine] = times[..] else { anyhow::bail!("times: {times:?}") };
+    let [began, ended, recovery, engine] = times[..] else { anyhow::bail!("times: {times:?}") };
     ensure!(recovery <= engine, "the engine was started at {engine} µs, before the recovery's end at {recovery} µs");
-    let took =
-        "systemctl show --property=ExecMainStartTimestampMonotonic,ExecMainExitTimestampMonotonic requeen-recover";
-    eprintln!("{node}: the recovery's times, in µs: {}", node.sh(took)?.trimmed().replace('\n', ", "));
+    let recovery_boot_s = Duration::from_micros(ended.saturating_sub(began)).as_secs_f64();
+    eprintln!("{node}: the recovery took {recovery_boot_s:.3} s");
+    Figures { recovery_boot_s, ..Figures::default() }.note()?;
     Ok(())
 }
 
-fn rolled_back(shown: &Value) -> bool {
+pub(crate) fn rolled_back(shown: &Value) -> bool {
     let reason = shown["step"]["reason"].as_str().unwrap_or_default();
     shown["step"]["step"] == "done"
         && shown["step"]["outcome"] == "rolled-back"
@@ -127,7 +129,7 @@ fn rolled_back(shown: &Value) -> bool {
 }
 
 /// The rollout has ended: the worker has that runc, plain files, its availability, and nothing for its next boot.
-fn is_whole(small: &Small, digest: &str) -> Result<()> {
+pub(crate) fn is_whole(small: &Small, digest: &str) -> Result<()> {
     let (first, worker) = (small.first()?, small.worker()?);
     worker.wait_for_engine(LIMIT)?;
     ensure!(runc(worker)? == digest, "{worker} has another runc");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use e2e::truth::Watch;
 use lab::images::PRODUCT;
-use lab::{Lab, Node, Spec, Suite, product, wait};
+use lab::{Init, Kind, Lab, Node, Spec, Suite, product, wait};
 
 use crate::operator::{refused, requeen, requeen_ok, wait_for_node};
 use crate::upgrades::{asked, files_are_plain, judge};
@@ -13,6 +13,9 @@ use crate::world::{World, bundle};
 
 /// The swarm's name.
 pub(crate) const NAME: &str = "e2e-b";
+
+/// The name of the one that is made of machines, whatever the others are.
+pub(crate) const MACHINES: &str = "e2e-m";
 
 /// How long a node may take to be seen in another state.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -26,13 +29,19 @@ pub(crate) struct Small {
 }
 
 impl Small {
-    pub(crate) fn make() -> Result<Self> {
-        let spec = Spec { name: NAME.to_owned(), managers: 1, workers: 1, suite: Suite::Bookworm };
+    pub(crate) fn make(name: &str, kind: Kind) -> Result<Self> {
+        let spec =
+            Spec { name: name.to_owned(), managers: 1, workers: 1, suite: Suite::Bookworm, kind, init: Init::Systemd };
         let lab = Lab::up(&spec)?;
         lab.load_image(PRODUCT)?;
         let first = lab.node("m1")?;
         product::start_coordinator(first)?;
         product::install_cli(first)?;
+        match kind {
+            Kind::Container => {}
+            // A swarm has been there for longer than an instant: what engines don't sync, a kernel has written since.
+            Kind::Machine => lab.nodes().iter().try_for_each(|node| node.sh("sync").map(drop))?,
+        }
         Ok(Self { lab })
     }
 

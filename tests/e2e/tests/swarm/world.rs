@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use lab::engines::{self, Bundle};
 use lab::images::{self, Build, PRODUCT};
-use lab::{Error, Lab, Node, Suite};
+use lab::{Error, Kind, Lab, Node, Suite};
 use libtest_mimic::{Completion, Failed, Trial};
 
 use crate::large::Large;
@@ -26,6 +26,7 @@ pub(crate) struct World {
     image: Once<()>,
     large: Once<Large>,
     small: Once<Small>,
+    machines: Once<Small>,
 }
 
 impl World {
@@ -60,7 +61,7 @@ impl World {
     /// Three managers and two workers of bookworm, with agents, services and the probe.
     pub(crate) fn large(&self) -> Result<&Large> {
         self.image()?;
-        let large = once(&self.large, "the large swarm", Large::make)?;
+        let large = once(&self.large, "the large swarm", || Large::make(kind()?))?;
         settled(large.lab(), large.first()?)?;
         Ok(large)
     }
@@ -68,9 +69,18 @@ impl World {
     /// One manager and one worker of bookworm, with a coordinator.
     pub(crate) fn small(&self) -> Result<&Small> {
         self.image()?;
-        let small = once(&self.small, "the small swarm", Small::make)?;
+        let small = once(&self.small, "the small swarm", || Small::make(crate::small::NAME, kind()?))?;
         settled(small.lab(), small.first()?)?;
         Ok(small)
+    }
+
+    /// One manager and one worker of bookworm, with a coordinator, which are machines whatever the others are made of.
+    pub(crate) fn machines(&self) -> Result<&Small> {
+        self.image()?;
+        let make = || Small::make(crate::small::MACHINES, Kind::Machine);
+        let machines = once(&self.machines, "the swarm of machines", make)?;
+        settled(machines.lab(), machines.first()?)?;
+        Ok(machines)
     }
 
     fn image(&self) -> Result<&()> {
@@ -87,8 +97,9 @@ impl World {
         let large = self.large.get().and_then(|made| made.as_ref().ok()).map(Large::lab);
         let small = self.small.get().and_then(|made| made.as_ref().ok()).map(Small::lab);
         // A swarm that could not be made whole may have nodes to look at.
-        let half = [crate::large::NAME, crate::small::NAME].map(|name| Lab::attach(name).ok());
-        for lab in [large, small].into_iter().flatten().chain(half.iter().flatten()) {
+        let machines = self.machines.get().and_then(|made| made.as_ref().ok()).map(Small::lab);
+        let half = [crate::large::NAME, crate::small::NAME, crate::small::MACHINES].map(|name| Lab::attach(name).ok());
+        for lab in [large, small, machines].into_iter().flatten().chain(half.iter().flatten()) {
             if let Err(error) = dump(lab, &folder.join(lab.name())) {
                 eprintln!("the logs of {} can't be written: {error:#}", lab.name());
             }
@@ -101,9 +112,11 @@ impl World {
         if std::env::var_os("REQUEEN_E2E_KEEP").is_some() {
             return;
         }
-        for (made, name) in
-            [(self.large.get().is_some(), crate::large::NAME), (self.small.get().is_some(), crate::small::NAME)]
-        {
+        for (made, name) in [
+            (self.large.get().is_some(), crate::large::NAME),
+            (self.small.get().is_some(), crate::small::NAME),
+            (self.machines.get().is_some(), crate::small::MACHINES),
+        ] {
             if made && let Err(error) = Lab::down(name) {
                 eprintln!("{name} can't be removed: {error}");
             }
@@ -137,6 +150,14 @@ pub(crate) fn build() -> Build {
     match std::env::var("REQUEEN_E2E_PROFILE") {
         Ok(profile) => Build::Machine { profile },
         Err(_) => Build::Dockerfile,
+    }
+}
+
+/// What the nodes of the swarms are made of that can be of either.
+fn kind() -> Result<Kind> {
+    match std::env::var("REQUEEN_E2E_KIND") {
+        Ok(kind) => kind.parse().context("REQUEEN_E2E_KIND"),
+        Err(_) => Ok(Kind::default()),
     }
 }
 

@@ -25,7 +25,7 @@ use crate::command::docker;
 use crate::engines::Bundle;
 use crate::images::PRODUCT;
 use crate::rig::Rig;
-use crate::{Error, Lab, Result, Spec, Suite};
+use crate::{Error, Init, Kind, Lab, Result, Spec, Suite};
 
 use report::{Image, Report};
 
@@ -111,7 +111,14 @@ impl Settings {
 
     /// A swarm of the benchmark.
     fn spec(&self, part: &str, managers: u8, workers: u8) -> Spec {
-        Spec { name: format!("{}-{part}", self.name), managers, workers, suite: self.from }
+        Spec {
+            name: format!("{}-{part}", self.name),
+            managers,
+            workers,
+            suite: self.from,
+            kind: Kind::Container,
+            init: Init::Systemd,
+        }
     }
 
     /// Measures on a swarm and removes it, unless the measurement failed and it shall stay then.

@@ -3,13 +3,18 @@
 //! Every tag carries a digest of what the image was made from, so an image that exists is the right one.
 
 mod builder;
+mod machine;
 mod node;
 mod product;
 mod toolchain;
 
 pub use builder::builder;
-pub use node::node_image;
-pub use product::{Build, PACKAGES, PRODUCT, product, product_from_machine, product_under, repository};
+pub use machine::machine_disk;
+pub use node::{node_image, node_image_with};
+pub use product::{
+    Build, PACKAGES, PRODUCT, WITH_FAIL_POINTS, product, product_from_machine, product_under, product_with_fail_points,
+    repository,
+};
 pub use toolchain::{Toolchain, toolchain};
 
 pub(crate) use product::{BINARIES, without_own_package};
@@ -53,6 +58,7 @@ pub fn clean() -> Result<Vec<String>> {
             removed.push(image.to_owned());
         }
     }
+    removed.extend(machine::clean()?);
     Ok(removed)
 }
 

@@ -15,6 +15,12 @@ use super::builder::{build, builder, docker_build};
 /// The tag of the product's image in the lab.
 pub const PRODUCT: &str = "requeen:dev";
 
+/// The tag of a product that ends where it is told to; only for tests.
+pub const WITH_FAIL_POINTS: &str = "requeen:failpoints";
+
+/// The feature that makes it so.
+const FAIL_POINTS: &str = "requeen-coordinator/failpoints";
+
 /// The product's binaries.
 pub(crate) const BINARIES: [&str; 2] = ["agent", "coordinator"];
 
@@ -82,6 +88,17 @@ fn with_dockerfile(tag: &str, options: &[&str]) -> Result<()> {
 /// `profile` is cargo's: `release` is what users get, `dev` compiles several times faster. `features` go to cargo as
 /// they are, such as `requeen-agent/failpoints`.
 pub fn product_from_machine(profile: &str, features: &[&str]) -> Result<&'static str> {
+    from_machine(PRODUCT, profile, features)?;
+    Ok(PRODUCT)
+}
+
+/// Builds the product with its coordinator's fail points as [`WITH_FAIL_POINTS`].
+pub fn product_with_fail_points() -> Result<&'static str> {
+    from_machine(WITH_FAIL_POINTS, "dev", &[FAIL_POINTS])?;
+    Ok(WITH_FAIL_POINTS)
+}
+
+fn from_machine(tag: &str, profile: &str, features: &[&str]) -> Result<()> {
     tools::engine()?;
     let repository = repository();
     tracing::info!(profile, "build the product's binaries");
@@ -97,14 +114,15 @@ pub fn product_from_machine(profile: &str, features: &[&str]) -> Result<&'static
     fs::create_dir(&folder).map_err(Error::file("create", &folder))?;
     let [agent, coordinator] = BINARIES;
     let from = built(&repository, profile, coordinator)?;
-    fs::copy(&from, folder.join(coordinator)).map_err(Error::file("copy", &from))?;
+    // What a debugger wants is most of a quick build, and every node has to unpack it.
+    let place = folder.join(coordinator);
+    command::run("strip", &["--strip-all".as_ref(), "-o".as_ref(), place.as_os_str(), from.as_os_str()])?;
     symlink(coordinator, folder.join(agent)).map_err(Error::file("link", &folder))?;
     let dockerfile =
         format!("FROM scratch\nCOPY bin/ /usr/local/bin/\nENV PATH=/usr/local/bin\nLABEL {LABEL}=product\n");
     let file = work.path().join("Dockerfile");
     fs::write(&file, dockerfile).map_err(Error::file("write", &file))?;
-    build(work.path(), PRODUCT)?;
-    Ok(PRODUCT)
+    build(work.path(), tag)
 }
 
 /// How [`PRODUCT`] is to be made.
