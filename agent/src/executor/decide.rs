@@ -215,7 +215,8 @@ fn withdraw(work: &Work) -> Result<Decision, Refusal> {
 fn hold(view: View<'_>, sent: BootTime, lease: &Lease, now: BootTime) -> Result<Decision, Refusal> {
     if let Some(work) = &view.journal.work {
         if work.lease == lease.id {
-            let renewed = if work.phase.is_committed() {
+            // Its engine is stopped once the containers beside it have ended: under a lease still.
+            let renewed = if work.phase.is_committed() && !matches!(work.phase, Phase::Stopping { .. }) {
                 known(view, lease)?;
                 None
             } else {

@@ -140,6 +140,15 @@ fn every_order_with_the_lease_renews_it_and_none_revives_it() {
 }
 
 #[test]
+fn a_lease_is_renewed_until_the_engine_is_stopped_and_no_longer() {
+    let hold = || Order::Hold { lease: lease("l1", 5), memo: String::new() };
+    for phase in committed() {
+        let renewed = matches!(phase, Phase::Stopping { .. }).then_some(BootTime(110_000));
+        assert_eq!(Case::at(phase).decide(hold()), Decision { renewed, act: Act::Nothing });
+    }
+}
+
+#[test]
 fn a_lease_ends_with_its_time_or_its_boot_but_never_once_the_engine_is_stopped() {
     let over =
         |phase: Phase, boot: &str, now: u64| lease_is_over(journal(phase).work.as_ref().unwrap(), boot, BootTime(now));

@@ -64,6 +64,8 @@ struct Engine {
     /// It was started from files of two sets.
     mixed: Vec<Contents>,
     container: Arc<Mutex<Container>>,
+    /// How often it was told to stop.
+    stops: u32,
 }
 
 impl Machine {
@@ -106,6 +108,7 @@ impl Machine {
             running: None,
             mixed: Vec::new(),
             container: Arc::new(Mutex::new(Container { runs: true, paused: true })),
+            stops: 0,
         };
         let originals = looks(&host.root, &layout);
         let engine = Arc::new(Mutex::new(engine));
@@ -142,6 +145,10 @@ impl Machine {
 
     fn start_engine(&self) {
         assert_eq!(self.engine.lock().unwrap().command("start"), "");
+    }
+
+    pub(super) fn stops(&self) -> u32 {
+        self.engine.lock().unwrap().stops
     }
 
     /// The set that is seen through the targets; none if they are of two.
@@ -193,6 +200,7 @@ impl Engine {
     fn command(&mut self, asked: &str) -> String {
         match asked {
             "stop" => {
+                self.stops += 1;
                 self.running = None;
                 *self.container.lock().unwrap() = Container { runs: false, paused: false };
             }

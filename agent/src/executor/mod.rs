@@ -18,6 +18,7 @@ mod verify;
 mod work;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use requeen_protocol::{Order, Problem};
@@ -164,6 +165,7 @@ impl<'a> Executor<'a> {
                     control: (options.control)(root, &layout),
                     waiting: tell,
                     keys: keys.clone(),
+                    lease_ends_ms: Arc::default(),
                 };
                 (Some(layout), Some(tools))
             }
@@ -322,6 +324,7 @@ impl<'a> Executor<'a> {
         if let (Some(ends), Some(work)) = (decision.renewed, &mut self.journal.work) {
             work.lease_ends_ms = ends.0;
         }
+        self.tell_lease();
         if !matches!(decision.act, Act::Refuse(_)) {
             self.heed(&heard.order);
         }
@@ -469,7 +472,16 @@ impl<'a> Executor<'a> {
         self.start_work();
     }
 
+    /// Work under way learns until when its lease is good.
+    fn tell_lease(&self) {
+        if let (Some(tools), Some(work)) = (&self.tools, &self.journal.work) {
+            let ends = if work.boot_id == self.boot_id { work.lease_ends_ms } else { 0 };
+            tools.lease_ends_ms.store(ends, Ordering::Relaxed);
+        }
+    }
+
     fn start_work(&mut self) {
+        self.tell_lease();
         if let (Some(tools), Some(work)) = (&self.tools, &self.journal.work) {
             self.work = work::of(tools, work);
         }

@@ -23,6 +23,8 @@ use crate::staged::STAGED_PATH;
 /// The walk's settings for the process that is the executor.
 const ROOT: &str = "REQUEEN_WALK_ROOT";
 const COUNTS: &str = "REQUEEN_WALK_COUNTS";
+/// How long a lease is good for, seconds, if not for a minute.
+const TTL: &str = "REQUEEN_WALK_TTL";
 /// `every` walks through every pass of each fail point, which takes minutes; else the first two and the last.
 const PASSES: &str = "REQUEEN_WALK_PASSES";
 
@@ -116,7 +118,8 @@ fn order_for(report: &requeen_protocol::Report, outcome: &Path) -> Option<Order>
     use requeen_protocol::NodeState;
 
     let own = |prefix: &str| format!("{prefix}-{}", std::process::id());
-    let lease = |id: LeaseId| Lease { id, rollout: ROLLOUT.into(), node: report.node.clone(), epoch: 1, ttl_secs: 60 };
+    let ttl_secs = env::var(TTL).ok().and_then(|secs| secs.parse().ok()).unwrap_or(60);
+    let lease = |id: LeaseId| Lease { id, rollout: ROLLOUT.into(), node: report.node.clone(), epoch: 1, ttl_secs };
     let over = |how: String| {
         fs::write(outcome, how).unwrap();
         Some(Order::Forget { rollout: ROLLOUT.into() })
@@ -162,7 +165,7 @@ impl Run {
     }
 
     /// An executor's life.
-    fn live(&self, variable: (&str, &str)) -> ExitStatus {
+    fn live<const N: usize>(&self, variables: [(&str, &str); N]) -> ExitStatus {
         let at = self.machine.host.root.join(PROGRAM);
         if !at.exists() {
             // As the task on the node does.
@@ -173,7 +176,7 @@ impl Run {
         Command::new(at)
             .args(["executor::walk_tests::process", "--exact", "--ignored", "--nocapture"])
             .env(ROOT, self.machine.host.root.prefix())
-            .env(variable.0, variable.1)
+            .envs(variables)
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .status()
@@ -216,7 +219,7 @@ impl Run {
 fn passes(story: Story, program: &Path) -> BTreeMap<String, usize> {
     let run = Run::new(story, program);
     let counts = run.log.path().join("counts");
-    let status = run.live((COUNTS, &counts.to_string_lossy()));
+    let status = run.live([(COUNTS, &*counts.to_string_lossy())]);
     assert!(status.success(), "{story:?}, undisturbed: {status}\n{}", run.said());
     run.assert_ended(story, End::Killed);
     serde_json::from_slice(&fs::read(counts).unwrap()).unwrap()
@@ -227,7 +230,7 @@ fn walk(case: &Case, program: &Path) -> Result<bool, String> {
     let Case { story, end, point, pass } = case;
     let mut run = Run::new(*story, program);
     let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let ended = run.live(("FAILPOINTS", &format!("{point}={}*off->return", pass - 1)));
+        let ended = run.live([("FAILPOINTS", &*format!("{point}={}*off->return", pass - 1))]);
         let reached = ended.signal() == Some(nix::libc::SIGKILL);
         assert!(reached || ended.success(), "{ended}");
         if reached {
@@ -236,7 +239,7 @@ fn walk(case: &Case, program: &Path) -> Result<bool, String> {
                 End::Killed => {}
                 End::PowerCut => run.machine.power_cut(),
             }
-            let ended = run.live((PASSES, ""));
+            let ended = run.live([]);
             assert!(ended.success(), "the next executor: {ended}");
         }
         run.assert_ended(*story, *end);
@@ -247,6 +250,15 @@ fn walk(case: &Case, program: &Path) -> Result<bool, String> {
         let why = why.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default();
         format!("{case:?}: {why}\n{}", run.said())
     })
+}
+
+/// A machine that stands still between its permit and its stop, for longer than its lease is good for.
+fn frozen_before_the_stop(program: &Path) {
+    let run = Run::new(Story::RolledBack, program);
+    let ended = run.live([("FAILPOINTS", "before-stop-container=sleep(3000)"), (TTL, "2")]);
+    assert!(ended.success(), "{ended}\n{}", run.said());
+    run.assert_ended(Story::RolledBack, End::Killed);
+    assert_eq!(run.machine.stops(), 0, "the engine was stopped under a lease that was over\n{}", run.said());
 }
 
 /// The passes at which a point is walked through.
@@ -278,6 +290,7 @@ fn whole_walk() {
     let folder = folder();
     let program = folder.path().join("program");
     fs::copy(env::current_exe().unwrap(), &program).unwrap();
+    frozen_before_the_stop(&program);
 
     let mut cases = Vec::new();
     let mut never: Vec<String> = points().collect();

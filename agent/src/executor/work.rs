@@ -5,6 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use requeen_protocol::Problem;
@@ -75,6 +76,8 @@ pub(crate) struct Tools {
     pub(crate) waiting: watch::Sender<Option<String>>,
     /// What a manager of an autolocked swarm is unlocked with.
     pub(crate) keys: Keys,
+    /// When the lease ends, milliseconds of this boot's clock; it may be renewed while the work goes on.
+    pub(crate) lease_ends_ms: Arc<AtomicU64>,
 }
 
 /// The work of the phase that `work` is in; none where an order is waited for.
@@ -178,7 +181,7 @@ impl Job {
         let switched = matches!(self.tools.store.current(), Ok(Some(set)) if set == self.plan.to);
         let up = if switched { Ok(false) } else { self.tools.engine_is_up().await };
         let ready = match up {
-            Ok(true) => self.set_aside().await,
+            Ok(true) => self.set_aside().await.and_then(|()| self.still_leased()),
             Ok(false) => Ok(()),
             Err(ref why) => Err(why.clone()),
         };
@@ -220,6 +223,14 @@ impl Job {
                 Ok(())
             }
         }
+    }
+
+    /// A machine that was frozen, or whose containers took their time while nobody renewed its lease, may have been given up
+    /// for somebody else.
+    fn still_leased(&self) -> Result<(), String> {
+        let ends = BootTime(self.tools.lease_ends_ms.load(Ordering::Relaxed));
+        let now = (self.tools.clock)();
+        if now < ends { Ok(()) } else { Err("its lease ran out before that".to_owned()) }
     }
 
     async fn switch(self) -> After {

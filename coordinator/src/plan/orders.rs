@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use requeen_protocol::{NodeId, NodeState, Order, Report, RolloutId, StopPermit, Target};
+use requeen_protocol::{NodeId, NodeState, Order, Report, RolloutId, StopPermit, SwapPhase, Target};
 
 use super::joins;
 use super::model::{Availability, PERMIT_SECS, Phase, Rollout, Step, Work};
@@ -154,6 +154,7 @@ fn in_rollout(rollout: &Rollout, step: &Step, report: &Report) -> Order {
         }
         Step::Working { lease, before, work } => {
             let lease = lease.to_wire(&request.id, &report.node);
+            let hold = |lease| Order::Hold { lease, memo: memo(rollout, report, *before) };
             match work {
                 Work::Granted | Work::Draining | Work::Emptying => match report.state {
                     NodeState::Idle | NodeState::Staging { .. } | NodeState::Cleaned { .. } => stage(),
@@ -165,7 +166,7 @@ fn in_rollout(rollout: &Rollout, step: &Step, report: &Report) -> Order {
                     | NodeState::Running { .. }
                     | NodeState::Upgraded { .. }
                     | NodeState::RolledBack { .. }
-                    | NodeState::Stuck { .. } => Order::Hold { lease, memo: memo(rollout, report, *before) },
+                    | NodeState::Stuck { .. } => hold(lease),
                 },
                 Work::Linking => Order::Link { lease },
                 Work::Permitted { permit, .. } => match report.state {
@@ -174,6 +175,8 @@ fn in_rollout(rollout: &Rollout, step: &Step, report: &Report) -> Order {
                     NodeState::Linked { .. } => {
                         Order::Stop { permit: StopPermit { id: permit.clone(), lease, valid_secs: PERMIT_SECS } }
                     }
+                    // Its engine runs until they have ended, which may take longer than its lease is good for.
+                    NodeState::Swapping { phase: SwapPhase::Stopping, waiting: Some(_), .. } => hold(lease),
                     NodeState::Idle
                     | NodeState::Staging { .. }
                     | NodeState::Staged { .. }

@@ -693,3 +693,21 @@ fn a_node_that_got_stuck_before_its_permit_gets_its_availability_back() {
         assert!(matches!(&moves[..], [Move::Record { step: Step::Done { outcome: Outcome::Failed { .. } }, .. }]));
     }
 }
+
+#[test]
+fn a_permitted_node_keeps_its_lease_while_its_containers_end() {
+    let (nodes, _, mut rollout) = swarm(&["m1", "w1"]);
+    let id = nodes[1].id.clone();
+    rollout.nodes.get_mut(&id).unwrap().step =
+        working(Work::Permitted { permit: requeen_protocol::PermitId("p".into()), index: 1 });
+    let order = |phase, waiting: Option<&str>| {
+        let waiting = waiting.map(str::to_owned);
+        let state = NodeState::Swapping { rollout: rollout.request.id.clone(), lease: lease().id, phase, waiting };
+        orders::order_for(orders::Knows::driving(&rollout, true), &agent(&nodes[1], state).report, 0)
+    };
+    let container = Some("container c to end");
+    assert!(matches!(order(SwapPhase::Stopping, container), Order::Hold { lease: held, .. } if held.id == lease().id));
+    // From there on the node finishes alone.
+    assert!(matches!(order(SwapPhase::Stopping, None), Order::Wait { .. }));
+    assert!(matches!(order(SwapPhase::Verifying, container), Order::Wait { .. }));
+}

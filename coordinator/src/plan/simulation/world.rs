@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use requeen_protocol::{NodeId, NodeState, Order};
+use requeen_protocol::{NodeId, NodeState, Order, SwapPhase};
 
 use super::super::model::{Availability, Entry, Observed, Phase, Policy, Role, Rollout, Step, TaskView};
 use super::super::{Move, SILENT_SECS, freed, owner, plan, rebuild};
@@ -147,8 +147,14 @@ impl World {
         }
         self.lost = None;
         let host = self.hosts.get_mut(id).expect("a host");
-        if matches!(host.state, NodeState::Leased { .. } | NodeState::Linked { .. }) {
-            host.state = staged(&self.rollout.request.id);
+        let rollout = self.rollout.request.id.clone();
+        if host.holds_lease() {
+            host.state = staged(&rollout);
+        } else if let NodeState::Swapping { lease, phase: SwapPhase::Stopping, .. } = &host.state
+            && host.engine_up
+        {
+            let (lease, reason) = (lease.clone(), "its lease ran out".to_owned());
+            host.state = NodeState::RolledBack { rollout, lease, reason, engine_down_ms: 0, log: Vec::new() };
         }
         self.call_home(id);
     }
