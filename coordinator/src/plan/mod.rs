@@ -26,7 +26,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use requeen_protocol::{LeaseId, NodeId, NodeState, PermitId, Speaker};
+use requeen_protocol::{LeaseId, NodeId, NodeState, Order, PermitId, Speaker, SwapPhase};
 
 use gates::Gates;
 use limit::Limit;
@@ -419,12 +419,15 @@ fn permitted(rollout: &Rollout, agent: &AgentView, node: &NodeView, index: u64, 
         NodeState::Swapping { phase, waiting, .. } => {
             Next::Wait(WaitingFor::Engine { phase: Some(*phase), detail: waiting.clone() })
         }
+        NodeState::Linked { .. } => match agent.report.seen.as_deref() {
+            Some(Order::Wait { why }) => Next::Wait(WaitingFor::StopHeldBack { why: why.clone() }),
+            Some(_) | None => Next::Wait(WaitingFor::Engine { phase: Some(SwapPhase::Stopping), detail: None }),
+        },
         NodeState::Idle
         | NodeState::Staging { .. }
         | NodeState::Staged { .. }
         | NodeState::Refused { .. }
         | NodeState::Leased { .. }
-        | NodeState::Linked { .. }
         | NodeState::RolledBack { .. }
         | NodeState::Stuck { .. }
         | NodeState::Cleaned { .. } => Next::Wait(WaitingFor::Engine { phase: None, detail: None }),

@@ -97,6 +97,11 @@ pub enum WaitingFor {
     },
     /// The links have to be put in place.
     Links,
+    /// The permit is given, and the word to stop does not go out yet.
+    StopHeldBack {
+        /// Why not.
+        why: String,
+    },
     /// The node finishes alone.
     Engine {
         /// What it does, when it can be heard.
@@ -187,6 +192,7 @@ impl fmt::Display for WaitingFor {
                 "it was removed from the swarm, and its engine may have been stopped: see there, then `requeen release {node}`"
             ),
             WaitingFor::Links => f.write_str("links are put in place"),
+            WaitingFor::StopHeldBack { why } => write!(f, "engine not stopped yet: {why}"),
             WaitingFor::Engine { phase, detail } => {
                 match phase {
                     None => f.write_str("engine restarting, node out of reach")?,

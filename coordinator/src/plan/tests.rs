@@ -695,6 +695,21 @@ fn a_node_that_got_stuck_before_its_permit_gets_its_availability_back() {
 }
 
 #[test]
+fn a_stop_that_is_held_back_says_why() {
+    let (nodes, mut observed, mut rollout) = swarm(&["m1", "m2", "m3"]);
+    let id = nodes[1].id.clone();
+    rollout.nodes.get_mut(&id).unwrap().step =
+        working(Work::Permitted { permit: requeen_protocol::PermitId("p".into()), index: 1 });
+    let state = NodeState::Linked { rollout: rollout.request.id.clone(), lease: lease().id, task_containers: 0 };
+    let mut says = agent(&nodes[1], state);
+    observed.agents.insert(id.clone(), says.clone());
+    assert_eq!(plan_now(&rollout, &observed).waiting[&id].to_string(), "engine stopping");
+    says.report.seen = Some(Box::new(Order::Wait { why: "no key".to_owned() }));
+    observed.agents.insert(id.clone(), says);
+    assert_eq!(plan_now(&rollout, &observed).waiting[&id].to_string(), "engine not stopped yet: no key");
+}
+
+#[test]
 fn a_permitted_node_keeps_its_lease_while_its_containers_end() {
     let (nodes, _, mut rollout) = swarm(&["m1", "w1"]);
     let id = nodes[1].id.clone();
