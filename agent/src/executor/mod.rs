@@ -271,6 +271,7 @@ impl<'a> Executor<'a> {
         self.quiet = false;
         if self.engine_is_left_alone() {
             self.observed.refresh_tasks().await;
+            self.observed.refresh_identity().await;
             if self.keys.is_missing() {
                 self.observed.keep_up_keys().await;
             }

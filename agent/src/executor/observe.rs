@@ -9,7 +9,7 @@ use crate::engine::api::{Api, ApiError, SwarmFacts};
 use crate::engine::facts::{self, DigestCache};
 use crate::host::HostRoot;
 use crate::host::layout::Layout;
-use crate::identity::Files;
+use crate::identity::{Files, Stamp};
 use crate::staged::replace;
 use crate::unlock::Keys;
 
@@ -36,6 +36,8 @@ pub(crate) struct Observed {
     api: Option<Api>,
     /// The swarm; empty until the engine has answered once.
     pub(crate) swarm: SwarmFacts,
+    /// The certificate's files at that time.
+    stamp: Option<Stamp>,
     /// The engine; none while it is down.
     pub(crate) engine: Option<EngineFacts>,
     /// Containers of swarm tasks; none if the engine does not say.
@@ -52,6 +54,7 @@ impl Observed {
             cache: DigestCache::default(),
             keys: keys.clone(),
             api: None,
+            stamp: None,
             swarm: kept.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_else(SwarmFacts::unknown),
             engine: None,
             task_containers: None,
@@ -82,6 +85,18 @@ impl Observed {
         }
     }
 
+    /// Looks at the swarm again if the node's certificate was replaced: a node that leaves its swarm and joins once more is
+    /// another one.
+    pub(crate) async fn refresh_identity(&mut self) {
+        if self.stamp.as_ref() != Some(&self.files().stamp()) {
+            self.refresh(true).await;
+        }
+    }
+
+    fn files(&self) -> Files {
+        Files::new(&self.root, &self.swarm.data_root)
+    }
+
     /// Asks the engine for its swarm's unlock key, where one is needed.
     pub(crate) async fn keep_up_keys(&self) {
         self.keys.keep_up(&self.root, &self.swarm.data_root).await;
@@ -89,10 +104,11 @@ impl Observed {
 
     async fn look(&mut self) -> Result<EngineFacts, ApiError> {
         let api = self.api().await?;
+        let stamp = self.files().stamp();
         let swarm = api.swarm().await?;
         // An engine that has just started may not know its managers yet.
         if !swarm.managers.is_empty() {
-            self.swarm = swarm;
+            (self.swarm, self.stamp) = (swarm, Some(stamp));
         }
         // While the engine is down nobody else has the key that its manager's files need.
         self.keep_up_keys().await;
@@ -103,9 +119,8 @@ impl Observed {
     /// Whether the node was demoted and has yet to get a worker's certificate. An engine that is started with the old one
     /// becomes a manager again, which the others then miss.
     pub(crate) async fn is_being_demoted(&mut self) -> bool {
-        let files = Files::new(&self.root, &self.swarm.data_root);
         // What can't be read keeps nothing from being stopped: it says nothing of a role.
-        if !files.names_a_manager().unwrap_or(false) {
+        if !self.files().names_a_manager().unwrap_or(false) {
             return false;
         }
         match self.api().await {

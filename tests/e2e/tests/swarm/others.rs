@@ -139,6 +139,8 @@ fn remove(manager: &Node, worker: &Node) -> Result<()> {
 fn join_again(small: &Small) -> Result<()> {
     let (lab, first, worker) = (small.lab(), small.first()?, small.worker()?);
     worker.wait_for_engine(LIMIT)?;
+    // The engine leaves only when the containers of its tasks have ended.
+    let_go(first, worker)?;
     let token = first.docker(&["swarm", "join-token", "--quiet", "worker"])?;
     worker.docker(&["swarm", "leave", "--force"])?;
     let (own, peer) = (worker.ip().to_string(), format!("{}:2377", first.ip()));
