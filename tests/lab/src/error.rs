@@ -118,7 +118,7 @@ pub enum Error {
         workers: u8,
     },
     /// What only a machine can do was asked of a container.
-    #[error("{node} is a container, which has no {what} in its network: make the lab with --kind machine")]
+    #[error("{node} is a container, which has no {what}: make the lab with --kind machine")]
     OnlyMachines {
         /// What was asked for.
         what: &'static str,
@@ -153,6 +153,39 @@ pub enum Error {
         /// The file with its words.
         console: PathBuf,
     },
+    /// A machine was to be booted again whose log of writes would begin anew.
+    #[error("the writes of {node} are logged since its first boot, and another one would lose them: make the lab anew")]
+    Logged {
+        /// The node.
+        node: String,
+    },
+    /// What was written to a disk was asked for, and nobody has noted it.
+    #[error("nobody has noted what {node} writes: make the lab with `Lab::up_recorded`")]
+    NotLogged {
+        /// The node.
+        node: String,
+    },
+    /// A log of writes is none, or ends too early.
+    #[error("{} is no log of writes: {reason}, at byte {at}", path.display())]
+    NoLog {
+        /// The log.
+        path: PathBuf,
+        /// Where in it.
+        at: u64,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// A mark was looked for that nobody made.
+    #[error("{} has no mark {mark:?} any more", path.display())]
+    NoMark {
+        /// The log.
+        path: PathBuf,
+        /// The mark.
+        mark: String,
+    },
+    /// This thread can't get mounts of its own.
+    #[error("no mounts that nobody else sees can be made here")]
+    Mounts(#[source] std::io::Error),
     /// A process would not be killed.
     #[error("the process group {pid} can't be killed")]
     Kill {

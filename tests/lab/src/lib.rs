@@ -43,6 +43,7 @@ mod suite;
 mod swarm;
 pub mod tools;
 pub mod wait;
+pub mod writes;
 
 pub use error::{Error, Result};
 pub use init::{Init, UnknownInit};

@@ -14,6 +14,7 @@ use crate::command::{Input, Output};
 use crate::container::Container;
 use crate::machine::{Machine, Weather};
 use crate::wait::{self, Seen};
+use crate::writes::Recording;
 use crate::{Error, Init, Kind, Result};
 
 /// What a node was made to be. It may have been promoted or demoted since.
@@ -210,7 +211,7 @@ impl Node {
     /// # Errors
     /// [`Error::OnlyMachines`] if it is no machine.
     pub fn delay(&self, milliseconds: u32) -> Result<()> {
-        self.weather("delay", Weather::Delay(milliseconds))
+        self.weather("delay in its network", Weather::Delay(milliseconds))
     }
 
     /// Loses so many of a hundred packets that the node sends from now on.
@@ -218,7 +219,7 @@ impl Node {
     /// # Errors
     /// [`Error::OnlyMachines`] if it is no machine.
     pub fn lose(&self, percent: u8) -> Result<()> {
-        self.weather("loss", Weather::Loss(percent))
+        self.weather("loss in its network", Weather::Loss(percent))
     }
 
     /// Ends what [`Self::delay`] or [`Self::lose`] began, if either did.
@@ -233,6 +234,28 @@ impl Node {
         match self.kind {
             Kind::Container => Err(Error::OnlyMachines { what, node: self.name.clone() }),
             Kind::Machine => self.machine().weather(weather),
+        }
+    }
+
+    /// Writes a mark between the writes to its disk; returns when it can be read on this machine.
+    ///
+    /// # Errors
+    /// [`Error::OnlyMachines`] if it is no machine; the machine's own words if its writes are not logged.
+    pub fn mark(&self, mark: &str) -> Result<()> {
+        match self.kind {
+            Kind::Container => Err(Error::OnlyMachines { what: "log of its writes", node: self.name.clone() }),
+            Kind::Machine => self.machine().mark(mark),
+        }
+    }
+
+    /// What was written to its disk since it was made.
+    ///
+    /// # Errors
+    /// [`Error::OnlyMachines`] if it is no machine, [`Error::NotLogged`] if it is one whose writes nobody noted.
+    pub fn recording(&self) -> Result<Recording> {
+        match self.kind {
+            Kind::Container => Err(Error::OnlyMachines { what: "log of its writes", node: self.name.clone() }),
+            Kind::Machine => self.machine().recording(),
         }
     }
 

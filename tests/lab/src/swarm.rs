@@ -50,6 +50,22 @@ impl Lab {
     /// [`Error::SuiteUnavailable`] if the suite can't be had here: skip what needs it, and say so.
     /// [`Error::OnlyContainers`] if machines shall have another PID 1 than systemd.
     pub fn up(spec: &Spec) -> Result<Self> {
+        Self::make(spec, &[])
+    }
+
+    /// Like [`Lab::up`] of machines, and what is written to the disks of those named in `logged` is noted from their first
+    /// boot on, which is their only one; see [`Node::recording`].
+    ///
+    /// # Errors
+    /// As [`Lab::up`]; [`Error::OnlyMachines`] if the nodes are containers.
+    pub fn up_recorded(spec: &Spec, logged: &[&str]) -> Result<Self> {
+        match spec.kind {
+            Kind::Container => Err(Error::OnlyMachines { what: "log of its writes", node: logged.join(", ") }),
+            Kind::Machine => Self::make(spec, logged),
+        }
+    }
+
+    fn make(spec: &Spec, logged: &[&str]) -> Result<Self> {
         check_name(&spec.name)?;
         if !(1..=90).contains(&spec.managers) || spec.workers > 90 {
             return Err(Error::BadSize { managers: spec.managers, workers: spec.workers });
@@ -81,7 +97,7 @@ impl Lab {
         tracing::info!(lab = spec.name, nodes = nodes.len(), %suite, %kind, %init, "boot the nodes");
         match spec.kind {
             Kind::Container => {}
-            Kind::Machine => machine::create(&spec.name, spec.suite, &nodes)?,
+            Kind::Machine => machine::create(&spec.name, spec.suite, &nodes, logged)?,
         }
         parallel("booting a node", &nodes, |node| {
             match spec.kind {

@@ -14,9 +14,11 @@ const PROGRAMS: [(&str, &str); 5] =
 const SKOPEO: [(&str, &str); 1] = [("skopeo", "skopeo")];
 
 /// What nodes that are machines need: the kernel that is a program, its disks, their network, and the way into them.
-const MACHINES: [(&str, &str); 6] = [
+const MACHINES: [(&str, &str); 7] = [
     ("linux.uml", "user-mode-linux"),
     ("mke2fs", "e2fsprogs"),
+    // On which a disk is copied in an instant.
+    ("mkfs.xfs", "xfsprogs"),
     ("nsenter", "util-linux"),
     ("setsid", "util-linux"),
     ("ssh", "openssh-client"),

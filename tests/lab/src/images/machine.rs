@@ -58,6 +58,40 @@ ip link set vec1 up
 ssh-keygen -q -t ed25519 -N '' -f /run/lab/host_key
 "#;
 
+/// How a machine's disk is mounted: nothing reaches it but what was synced, not after a while, and not because a file was
+/// replaced.
+pub const MOUNT_OPTIONS: &str = "commit=600,noauto_da_alloc";
+
+/// The name that device-mapper has for a disk whose writes are logged.
+pub(crate) const LOGGED_DISK: &str = "logged";
+
+/// What a machine boots with whose writes are logged, as a path of the disk.
+pub(crate) const LOGGED_INIT: &str = "/usr/local/sbin/lab-logged";
+
+/// Puts a log between a machine and its disk, and goes on from there as every machine does. The root is the disk that all
+/// machines share, the machine's own one the second, the log the third.
+fn logged_script() -> String {
+    format!(
+        r#"#!/bin/sh
+# PID 1 of a machine whose writes are logged, until its root is its own disk below the log.
+set -eu
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mountpoint -q /dev || mount -t devtmpfs dev /dev
+# sshd believes no key below a folder that everybody may write to.
+mount -t tmpfs -o mode=0755,nosuid,nodev run /run
+modprobe dm-log-writes
+size=$(blockdev --getsz /dev/ubdb)
+# There is no udev yet that would make its name.
+DM_DISABLE_UDEV=1 dmsetup create {LOGGED_DISK} --table "0 $size log-writes /dev/ubdb /dev/ubdc"
+# Not below what moves there.
+mount -t ext4 -o {MOUNT_OPTIONS} /dev/mapper/{LOGGED_DISK} /mnt
+exec switch_root /mnt /sbin/init
+"#
+    )
+}
+
 const BOOT_UNIT: &str = "[Unit]
 Description=What the lab says of this machine
 DefaultDependencies=no
@@ -113,7 +147,7 @@ pub fn machine_disk(suite: Suite) -> Result<PathBuf> {
     tools::install()?;
     tools::install_for_machines()?;
     let archive = Archive::open(suite)?;
-    let parts = [RECIPE, SIZE, MODULES, SYSCTL, SCRIPT, BOOT_UNIT, SSH_UNIT, SSH_CONFIG].concat();
+    let parts = [RECIPE, SIZE, MODULES, SYSCTL, SCRIPT, &logged_script(), BOOT_UNIT, SSH_UNIT, SSH_CONFIG].concat();
     let kernel = cache::digest_file(Path::new(crate::machine::KERNEL))?;
     let recipe = format!("{} {parts} {PACKAGES:?} {MASKED:?} {kernel}", node::recipe(&archive, INIT));
     let name = format!("{suite}-{}.ext4", cache::short(&cache::digest_text(&recipe)));
@@ -178,10 +212,12 @@ fn fit(root: &Path) -> Result<()> {
         command::run("cp", &["--archive".as_ref(), entry.path().as_os_str(), modules.as_os_str()])?;
         command::run("chroot", &[root.as_os_str(), "depmod".as_ref(), entry.file_name().as_os_str()])?;
     }
+    let logged_script = logged_script();
     let files = [
         ("etc/modules-load.d/lab.conf", MODULES, 0o644),
         ("etc/sysctl.d/lab.conf", SYSCTL, 0o644),
         ("usr/local/sbin/lab-boot", SCRIPT, 0o755),
+        (LOGGED_INIT.trim_start_matches('/'), &logged_script, 0o755),
         ("etc/systemd/system/lab-boot.service", BOOT_UNIT, 0o644),
         ("etc/systemd/system/lab-ssh.service", SSH_UNIT, 0o644),
         ("etc/ssh/lab", SSH_CONFIG, 0o644),

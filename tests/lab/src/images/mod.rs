@@ -9,7 +9,8 @@ mod product;
 mod toolchain;
 
 pub use builder::builder;
-pub use machine::machine_disk;
+pub(crate) use machine::{LOGGED_DISK, LOGGED_INIT};
+pub use machine::{MOUNT_OPTIONS, machine_disk};
 pub use node::{node_image, node_image_with};
 pub use product::{
     Build, PACKAGES, PRODUCT, WITH_FAIL_POINTS, product, product_from_machine, product_under, product_with_fail_points,

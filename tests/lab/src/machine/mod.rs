@@ -8,6 +8,7 @@
 
 mod network;
 mod process;
+mod recorded;
 mod ssh;
 mod store;
 
@@ -17,6 +18,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::command::{self, Input};
+use crate::writes::{Log, Recording};
 use crate::{Error, Node, Result, Suite, cache, images, tools, wait};
 
 pub(crate) use network::Weather;
@@ -33,6 +35,9 @@ const OFF_LIMIT: Duration = Duration::from_secs(120);
 
 /// The memory of one machine.
 const MEMORY: &str = "1G";
+
+/// How long a mark may take from the machine to the log.
+const MARK_LIMIT: Duration = Duration::from_secs(30);
 
 /// One machine.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +65,11 @@ impl Machine<'_> {
             return Err(Error::HasPower { node: self.name.to_owned() });
         }
         ssh::forget(&folder, self.name)?;
-        process::start(&folder, self.lab, self.name, &self.kernel_arguments(&folder)?)?;
+        let record = store::read(self.lab)?;
+        if record.logs_writes_of(self.name) {
+            recorded::make_log(&folder, self.name)?;
+        }
+        process::start(&folder, self.lab, self.name, &self.kernel_arguments(&folder, &record)?)?;
         let what =
             format!("systemd on {}; its console is {}", self.name, process::console(&folder, self.name).display());
         wait::until_true(&what, BOOT_LIMIT, || {
@@ -127,18 +136,45 @@ impl Machine<'_> {
         folder.join(format!("{name}.cow"))
     }
 
-    fn kernel_arguments(&self, folder: &Path) -> Result<Vec<String>> {
-        let Record { disk, nodes, .. } = store::read(self.lab)?;
+    /// Leaves a mark in the log of its disk's writes, and returns when it can be read there.
+    pub(crate) fn mark(&self, mark: &str) -> Result<()> {
+        self.exec(&["dmsetup", "message", images::LOGGED_DISK, "0", "mark", mark], Input::Empty)?.ok()?;
+        let path = recorded::log(&store::folder(self.lab), self.name);
+        wait::until_true(&format!("the mark {mark} in {}", path.display()), MARK_LIMIT, || {
+            Ok(if Log::read(&path)?.has(mark) { Ok(()) } else { Err("not yet there".to_owned()) })
+        })
+    }
+
+    /// What was written to its disk since it was made.
+    ///
+    /// # Errors
+    /// [`Error::NotLogged`] if nobody noted it.
+    pub(crate) fn recording(&self) -> Result<Recording> {
+        let record = store::read(self.lab)?;
+        if !record.logs_writes_of(self.name) {
+            return Err(Error::NotLogged { node: self.name.to_owned() });
+        }
+        Ok(Recording { disk: record.disk, log: recorded::log(&store::folder(self.lab), self.name) })
+    }
+
+    fn kernel_arguments(&self, folder: &Path, record: &Record) -> Result<Vec<String>> {
+        let Record { disk, nodes } = record;
         let name = self.name;
-        let (own, below) = (Self::disk(folder, name), disk);
+        let own = Self::disk(folder, name);
         let card = |number: u8, tap: &str| format!("vec{number}:transport=tap,ifname={tap},depth=64,gro=1");
         let id = cache::digest_text(&format!("{} {name}", self.lab));
         let mut arguments = vec![
-            format!("mem={MEMORY}"),
-            format!("ubd0={},{}", own.display(), below.display()),
-            // Nothing reaches the disk but what was synced: not after a while, and not because a file was replaced.
-            "root=/dev/ubda rw rootflags=commit=600,noauto_da_alloc".to_owned(),
-            "con=null con0=null,fd:1 init=/sbin/init quiet".to_owned(),
+            if record.logs_writes_of(name) {
+                recorded::disks(disk, &own, &recorded::log(folder, name))
+            } else {
+                format!(
+                    "mem={MEMORY} ubd0={},{} root=/dev/ubda rw rootflags={} init=/sbin/init",
+                    own.display(),
+                    disk.display(),
+                    images::MOUNT_OPTIONS
+                )
+            },
+            "con=null con0=null,fd:1 quiet".to_owned(),
             card(0, &network::tap(name)),
             card(1, &network::control_tap(name)),
             format!("systemd.hostname={name} systemd.machine_id={}", id.get(..32).unwrap_or_default()),
@@ -151,10 +187,12 @@ impl Machine<'_> {
 }
 
 /// Makes what the nodes need that have not yet been there: their record, their key, their network.
-pub(crate) fn create(lab: &str, suite: Suite, nodes: &[Node]) -> Result<()> {
+///
+/// Of the nodes named in `logged` every write to the disk is noted.
+pub(crate) fn create(lab: &str, suite: Suite, nodes: &[Node], logged: &[&str]) -> Result<()> {
     tools::install_for_machines()?;
     let disk = images::machine_disk(suite)?;
-    let folder = store::create(lab, disk, nodes)?;
+    let folder = store::create(lab, disk, nodes, logged)?;
     ssh::prepare(&folder, nodes)?;
     network::create(lab, nodes)
 }

@@ -21,12 +21,22 @@ pub(crate) struct Record {
     pub(crate) nodes: Vec<Recorded>,
 }
 
+impl Record {
+    /// Whether every write to that machine's disk is logged.
+    pub(super) fn logs_writes_of(&self, name: &str) -> bool {
+        self.nodes.iter().any(|node| node.name == name && node.writes_logged)
+    }
+}
+
 /// What a node was made to be.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Recorded {
     pub(crate) name: String,
     pub(crate) role: Role,
     pub(crate) address: Ipv4Addr,
+    /// Whether every write to its disk is logged; see [`super::recorded`].
+    #[serde(default)]
+    pub(crate) writes_logged: bool,
 }
 
 /// The part of the cache that has the labs' folders.
@@ -38,10 +48,15 @@ pub(super) fn folder(lab: &str) -> PathBuf {
 }
 
 /// Makes the folder with its record.
-pub(super) fn create(lab: &str, disk: PathBuf, nodes: &[Node]) -> Result<PathBuf> {
+pub(super) fn create(lab: &str, disk: PathBuf, nodes: &[Node], logged: &[&str]) -> Result<PathBuf> {
     let folder = folder(lab);
     fs::create_dir_all(&folder).map_err(Error::file("create", &folder))?;
-    let recorded = |node: &Node| Recorded { name: node.name().to_owned(), role: node.role(), address: node.ip() };
+    let recorded = |node: &Node| Recorded {
+        name: node.name().to_owned(),
+        role: node.role(),
+        address: node.ip(),
+        writes_logged: logged.contains(&node.name()),
+    };
     let record = Record { disk, nodes: nodes.iter().map(recorded).collect() };
     let text =
         serde_json::to_string_pretty(&record).map_err(|source| Error::Json { what: "a lab's record", source })?;
