@@ -22,6 +22,10 @@ pub struct Figures {
     pub power_cuts: u64,
     /// Those after which the node ended upgraded or exactly as it was, with the files of one set.
     pub power_cuts_coherent: u64,
+    /// States of a node's disk after a flush in the middle of its work, as a power cut would have left it.
+    pub flushes: u64,
+    /// Those from which the node's recovery came to the files of one set.
+    pub flushes_coherent: u64,
     /// Instants, before or after an effect on a host or in the swarm, at which a process was ended.
     pub fail_points: u64,
     /// Those after which everything ended as it should.
@@ -51,6 +55,8 @@ impl Figures {
         Self {
             power_cuts: self.power_cuts + other.power_cuts,
             power_cuts_coherent: self.power_cuts_coherent + other.power_cuts_coherent,
+            flushes: self.flushes + other.flushes,
+            flushes_coherent: self.flushes_coherent + other.flushes_coherent,
             fail_points: self.fail_points + other.fail_points,
             fail_points_passed: self.fail_points_passed + other.fail_points_passed,
             coordinator_kills: self.coordinator_kills + other.coordinator_kills,
@@ -100,6 +106,7 @@ impl Figures {
     /// Whether everything that was tried ended as it should.
     pub fn all_ended_well(&self) -> bool {
         self.power_cuts == self.power_cuts_coherent
+            && self.flushes == self.flushes_coherent
             && self.fail_points == self.fail_points_passed
             && self.coordinator_kills == self.coordinator_kills_ended
             && self.scenarios == self.scenarios_passed

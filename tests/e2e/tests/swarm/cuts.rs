@@ -23,7 +23,7 @@ use crate::world::World;
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// The worker, by name.
-const WORKER: &str = "w1";
+pub(crate) const WORKER: &str = "w1";
 
 /// What the other bundle has other files of. Both are run by the engine, and neither is the engine.
 const CHANGED: [&str; 2] = ["runc", "docker-init"];
@@ -93,7 +93,7 @@ pub(crate) fn power_cut_at_random_instants(world: &World) -> Result<()> {
 
 /// How a node's work ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+pub(crate) enum End {
     Upgraded,
     RolledBack,
 }
@@ -108,7 +108,7 @@ impl End {
 }
 
 /// The swarm of machines, both bundles on its manager, and what their files are.
-struct Cuts<'a> {
+pub(crate) struct Cuts<'a> {
     small: &'a Small,
     /// The bundle of the engine that the machines were made with.
     own: Files,
@@ -117,14 +117,18 @@ struct Cuts<'a> {
 }
 
 /// A bundle on the manager, and the digests of its files.
-struct Files {
-    place: String,
-    digests: BTreeMap<String, String>,
+pub(crate) struct Files {
+    pub(crate) place: String,
+    pub(crate) digests: BTreeMap<String, String>,
 }
 
 impl<'a> Cuts<'a> {
     fn begin(world: &'a World) -> Result<Self> {
-        let small = world.machines()?;
+        Self::of(world.machines()?)
+    }
+
+    /// Puts agents and both bundles on a swarm.
+    pub(crate) fn of(small: &'a Small) -> Result<Self> {
         let (first, worker) = (small.first()?, small.worker()?);
         small.with_agents()?;
         // Of a scenario that failed in the middle.
@@ -202,7 +206,7 @@ impl<'a> Cuts<'a> {
     }
 
     /// The files that a node has, and those that it is to get.
-    fn sides(&self, node: &Node) -> Result<(&Files, &Files)> {
+    pub(crate) fn sides(&self, node: &Node) -> Result<(&Files, &Files)> {
         let now = installed(node)?;
         if now == self.own.digests {
             return Ok((&self.own, &self.other));
@@ -259,7 +263,7 @@ impl<'a> Cuts<'a> {
     }
 
     /// The worker is whole, with these files and no other.
-    fn check(&self, end: End, files: &Files) -> Result<()> {
+    pub(crate) fn check(&self, end: End, files: &Files) -> Result<()> {
         let worker = self.small.worker()?;
         let runc = files.digests.get("runc").context("no runc")?;
         is_whole(self.small, runc)?;
@@ -279,16 +283,24 @@ fn digests(bundle: &std::path::Path) -> Result<BTreeMap<String, String>> {
 
 /// The digests of a node's engine's files, by name.
 fn installed(node: &Node) -> Result<BTreeMap<String, String>> {
-    let script = format!(
+    Ok(pairs(&node.sh(&digests_script())?.stdout))
+}
+
+/// Says the name and the digest of each of an engine's files, where the engine finds them.
+pub(crate) fn digests_script() -> String {
+    format!(
         "for name in {}; do echo $name $(sha256sum < $(command -v $name || ls /usr/libexec/docker/$name)); done",
         lab::engines::FILES.join(" ")
-    );
-    let lines = node.sh(&script)?.stdout;
+    )
+}
+
+/// What [`digests_script`] said.
+pub(crate) fn pairs(lines: &str) -> BTreeMap<String, String> {
     let pair = |line: &str| {
         let mut words = line.split_whitespace().map(str::to_owned);
         Some((words.next()?, words.next()?))
     };
-    Ok(lines.lines().filter_map(pair).collect())
+    lines.lines().filter_map(pair).collect()
 }
 
 /// What the recovery said it had to do, in one line.

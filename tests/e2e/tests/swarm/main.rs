@@ -9,7 +9,7 @@
 //! | `REQUEEN_E2E_PROFILE` | build the product on this machine with that cargo profile, not with the Dockerfile |
 //! | `REQUEEN_E2E_KIND` | `machine`: the nodes are machines instead of containers, which takes several times as long |
 //! | `REQUEEN_E2E_KEEP` | leave the swarms running at the end |
-//! | `REQUEEN_E2E_LONG` | also what takes minutes: an engine that starts slowly, what others do to nodes, networks and hosts in the middle, a coordinator killed at each of its fail points, the product compiled twice, whose images are compared, and power cuts by the dozen |
+//! | `REQUEEN_E2E_LONG` | also what takes minutes: an engine that starts slowly, what others do to nodes, networks and hosts in the middle, a coordinator killed at each of its fail points, the product compiled twice, whose images are compared, power cuts by the dozen, and the disk as a cut at each flush would have left it |
 //! | `REQUEEN_E2E_SEED`, `REQUEEN_E2E_CUTS` | with it: the instants at which the power is cut, and how many |
 
 mod autolock;
@@ -19,6 +19,7 @@ mod diag;
 mod disk;
 mod engines;
 mod faults;
+mod flushes;
 mod handover;
 mod hosts;
 mod input;
@@ -132,6 +133,7 @@ fn main() -> ExitCode {
         trials.push(world.scenario("power_cut_at_two_steps", cuts::power_cut_at_two_steps));
         trials.push(world.scenario("power_cut_at_every_step", cuts::power_cut_at_every_step));
         trials.push(world.scenario("power_cut_at_random_instants", cuts::power_cut_at_random_instants));
+        trials.push(world.scenario("power_may_fail_at_every_flush", flushes::power_may_fail_at_every_flush));
     }
     let conclusion = libtest_mimic::run(&args, trials);
     world.close();

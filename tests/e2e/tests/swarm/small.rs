@@ -17,6 +17,9 @@ pub(crate) const NAME: &str = "e2e-b";
 /// The name of the one that is made of machines, whatever the others are.
 pub(crate) const MACHINES: &str = "e2e-m";
 
+/// The name of the one whose worker's writes are logged.
+pub(crate) const RECORDED: &str = "e2e-r";
+
 /// How long a node may take to be seen in another state.
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -32,7 +35,17 @@ impl Small {
     pub(crate) fn make(name: &str, kind: Kind) -> Result<Self> {
         let spec =
             Spec { name: name.to_owned(), managers: 1, workers: 1, suite: Suite::Bookworm, kind, init: Init::Systemd };
-        let lab = Lab::up(&spec)?;
+        Self::of(Lab::up(&spec)?, kind)
+    }
+
+    /// The same of machines, with a log of all that the worker writes to its disk.
+    pub(crate) fn recorded(name: &str) -> Result<Self> {
+        let (kind, init) = (Kind::Machine, Init::Systemd);
+        let spec = Spec { name: name.to_owned(), managers: 1, workers: 1, suite: Suite::Bookworm, kind, init };
+        Self::of(Lab::up_recorded(&spec, &["w1"])?, kind)
+    }
+
+    fn of(lab: Lab, kind: Kind) -> Result<Self> {
         lab.load_image(PRODUCT)?;
         let first = lab.node("m1")?;
         product::start_coordinator(first)?;

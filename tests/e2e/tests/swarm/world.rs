@@ -27,6 +27,7 @@ pub(crate) struct World {
     large: Once<Large>,
     small: Once<Small>,
     machines: Once<Small>,
+    recorded: Once<Small>,
 }
 
 impl World {
@@ -83,6 +84,14 @@ impl World {
         Ok(machines)
     }
 
+    /// The same with a log of all that the worker has written to its disk since its first boot, which is its only one.
+    pub(crate) fn recorded(&self) -> Result<&Small> {
+        self.image()?;
+        let recorded = once(&self.recorded, "the swarm with a log", || Small::recorded(crate::small::RECORDED))?;
+        settled(recorded.lab(), recorded.first()?)?;
+        Ok(recorded)
+    }
+
     fn image(&self) -> Result<&()> {
         once(&self.image, "the product's image", || {
             build().run()?;
@@ -98,8 +107,10 @@ impl World {
         let small = self.small.get().and_then(|made| made.as_ref().ok()).map(Small::lab);
         // A swarm that could not be made whole may have nodes to look at.
         let machines = self.machines.get().and_then(|made| made.as_ref().ok()).map(Small::lab);
-        let half = [crate::large::NAME, crate::small::NAME, crate::small::MACHINES].map(|name| Lab::attach(name).ok());
-        for lab in [large, small, machines].into_iter().flatten().chain(half.iter().flatten()) {
+        let recorded = self.recorded.get().and_then(|made| made.as_ref().ok()).map(Small::lab);
+        let names = [crate::large::NAME, crate::small::NAME, crate::small::MACHINES, crate::small::RECORDED];
+        let half = names.map(|name| Lab::attach(name).ok());
+        for lab in [large, small, machines, recorded].into_iter().flatten().chain(half.iter().flatten()) {
             if let Err(error) = dump(lab, &folder.join(lab.name())) {
                 eprintln!("the logs of {} can't be written: {error:#}", lab.name());
             }
@@ -116,6 +127,7 @@ impl World {
             (self.large.get().is_some(), crate::large::NAME),
             (self.small.get().is_some(), crate::small::NAME),
             (self.machines.get().is_some(), crate::small::MACHINES),
+            (self.recorded.get().is_some(), crate::small::RECORDED),
         ] {
             if made && let Err(error) = Lab::down(name) {
                 eprintln!("{name} can't be removed: {error}");
