@@ -17,17 +17,20 @@ use crate::boot;
 use crate::host::{HostRoot, layout};
 use crate::journal::{JOURNAL_PATH, Journal};
 use crate::lock::{self, Held};
+use crate::raft_copy::{self, UNFINISHED};
 use crate::sets::{CURRENT, ENGINES_DIR, HISTORY, MANIFEST, SetId, Store, set_named};
 use crate::words::chain;
 
 /// So many things that stay are told by name. What is told has to fit into a report.
 const NAMED: usize = 50;
 
-/// Folders of [`STATE_DIR`]: the agent's own, its programs, the sets, and the bundles of a coordinator.
+/// Folders of [`STATE_DIR`]: the agent's own, its programs, the sets, the bundles of a coordinator, and the copies of the
+/// swarm's folder.
 const AGENT: &str = "agent";
 const PROGRAMS: &str = "bin";
 const SETS: &str = "engines";
 const BUNDLES: &str = "bundles";
+const COPIES: &str = "raft-copies";
 /// Where the agent keeps a rollout's bundle.
 const STAGED_BUNDLES: &str = "agent/bundles";
 
@@ -53,7 +56,8 @@ const SOCKETS: [&str; 2] = [SOCKET, "requeen.sock.new"];
 /// What names of bundles begin with that did not arrive whole.
 const RECEIVING: &str = ".receiving-";
 
-/// Removes what agents left on this host; the sets that were installed last only with `backups`.
+/// Removes what agents left on this host; the sets that were installed last, and copies of the swarm's folder, only with
+/// `backups`.
 pub fn clean(root: &HostRoot, backups: bool) -> Cleaning {
     let base = match root.resolve_parent(STATE_DIR) {
         Ok(base) => base,
@@ -141,9 +145,10 @@ impl Sweep {
             _ => Fate::remove_if(kind.is_file() && (name == DAMAGED || is_record(name))),
         });
         self.sets(root, backups);
+        self.copies(root, backups);
         let serves = self.coordinator();
         self.folder("", |name, kind| match name {
-            AGENT | PROGRAMS | SETS | BUNDLES if kind.is_dir() => Fate::Pass,
+            AGENT | PROGRAMS | SETS | BUNDLES | COPIES if kind.is_dir() => Fate::Pass,
             _ if serves && SOCKETS.contains(&name) => Fate::Pass,
             _ => Fate::remove_if(kind.is_socket() && SOCKETS.contains(&name)),
         });
@@ -182,6 +187,32 @@ impl Sweep {
             let temporary = [CURRENT, HISTORY].iter().any(|name_of| is_temporary(name, name_of)) && !kind.is_dir();
             if set || ((link || record) && kept) { Fate::Pass } else { Fate::remove_if(link || record || temporary) }
         });
+    }
+
+    /// The copies of the swarm's folder: the way back too, and whole folders. One that is not as it was made is somebody else's.
+    fn copies(&mut self, root: &HostRoot, backups: bool) {
+        if !self.is_folder(COPIES) {
+            return;
+        }
+        let own = raft_copy::own(root).unwrap_or_else(|error| {
+            self.failed(COPIES, &error);
+            Vec::new()
+        });
+        for (name, kind) in self.entries(COPIES) {
+            let name = name.to_string_lossy();
+            let path = format!("{COPIES}/{name}");
+            let whole = own.iter().any(|own| *own == name);
+            if kind.is_dir() && (whole && backups || UNFINISHED.contains(&&*name)) {
+                if let Err(error) = fs::remove_dir_all(self.at(&path)) {
+                    self.failed(&path, &error);
+                }
+            } else {
+                let path = shown(&path);
+                self.leave(if whole { Left::Backup { path } } else { Left::Unknown { path } });
+            }
+        }
+        // What is in it was told.
+        self.folder(COPIES, |_, _| Fate::Pass);
     }
 
     fn set(&mut self, path: &str) {

@@ -2,9 +2,11 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 
 use super::*;
+use crate::effect::disk;
 use crate::host::files;
 use crate::host::testing::{OLD_VERSION, TestHost};
-use crate::journal::{Phase, Work};
+use crate::journal::{Phase, RaftCopy, Work};
+use crate::raft_copy::CopyOf;
 use crate::swap;
 
 /// A host on which agents have done everything they ever do, and the sets that are its way back.
@@ -131,6 +133,34 @@ fn with_the_backups_nothing_is_left() {
     assert_eq!(engine(&used.host), engine_before, "the engine's files are nobody's links or copies of what went");
     assert_eq!(used.clean(true), []);
     assert!(!used.host.root.join(STATE_DIR).exists(), "nothing is made either");
+}
+
+#[test]
+fn copies_of_the_swarms_folder_are_a_way_back() {
+    for backups in [false, true] {
+        let used = Used::new();
+        used.host.make_manager();
+        let of = |lease: &str| CopyOf {
+            lease: lease.into(),
+            version: OLD_VERSION.to_owned(),
+            data_root: "/var/lib/docker".to_owned(),
+        };
+        for lease in ["l1", "l2"] {
+            raft_copy::keep(&used.host.root, &of(lease), &|| false, &mut disk::make).unwrap();
+        }
+        let at = |name: &str| shown(&format!("{COPIES}/{name}"));
+        used.put(&at(".making/swarm/state.json"));
+        used.put(&at("mine/swarm/state.json"));
+        used.put(&at(&format!("{}/swarm/note", of("l2").name())));
+        let left = used.clean(backups);
+        let strange = [at("mine"), at(&of("l2").name())];
+        assert!(strange.iter().all(|path| left.contains(&unknown(path))), "{left:?}");
+        let kept = Left::Backup { path: at(&of("l1").name()) };
+        assert_eq!(left.contains(&kept), !backups, "{left:?}");
+        assert_eq!(used.host.root.join(at(&of("l1").name())).exists(), !backups);
+        assert!(!used.host.root.join(at(".making")).exists());
+        assert!(strange.iter().all(|path| used.host.root.join(path).join("swarm").exists()));
+    }
 }
 
 #[test]
@@ -270,6 +300,7 @@ fn nothing_is_touched_while_work_is_unfinished() {
         containerd_restart: false,
         plan: None,
         stopped_at_ms: None,
+        raft_copy: RaftCopy::NotWanted,
         phase,
     };
     journal.begin(work(Phase::Switching)).unwrap();

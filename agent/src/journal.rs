@@ -63,8 +63,41 @@ pub struct Work {
     pub plan: Option<SwapPlan>,
     /// When the engine was told to stop, milliseconds of the boot-time clock of `boot_id`.
     pub stopped_at_ms: Option<u64>,
+    /// What becomes of a copy of the swarm's folder. Journals of earlier versions have no such word.
+    #[serde(default, skip_serializing_if = "RaftCopy::is_not_wanted")]
+    pub raft_copy: RaftCopy,
     /// Where the work stands.
     pub phase: Phase,
+}
+
+/// What becomes of a copy of a manager's swarm folder, kept before its new engine first starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "copy", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum RaftCopy {
+    /// Nobody asked for one, or the node is a worker.
+    #[default]
+    NotWanted,
+    /// It is made once the engine is stopped.
+    Wanted {
+        /// The engine's data directory, as a path of the host.
+        data_root: String,
+    },
+    /// It is there.
+    Kept {
+        /// Where, as a path of the host.
+        path: String,
+    },
+    /// There is none, and the new engine was started nevertheless.
+    LeftOut {
+        /// Why.
+        why: String,
+    },
+}
+
+impl RaftCopy {
+    fn is_not_wanted(&self) -> bool {
+        *self == RaftCopy::NotWanted
+    }
 }
 
 /// Where a node's work stands. Written before the work of the phase begins, so that after a crash the

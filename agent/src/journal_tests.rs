@@ -73,6 +73,26 @@ fn the_form_on_disk() {
 }
 
 #[test]
+fn only_work_that_has_to_do_with_a_copy_says_so() {
+    let text = |raft_copy| {
+        let begun = Work { raft_copy, ..work("l1", 3) };
+        let mut journal = Journal::default();
+        journal.begin(begun).unwrap();
+        let text = serde_json::to_string(&journal).unwrap();
+        assert_eq!(Journal::parse(text.as_bytes()).unwrap(), journal);
+        text
+    };
+    assert!(!text(RaftCopy::NotWanted).contains("copy"), "an agent that knows of no copies reads it");
+    for (raft_copy, said) in [
+        (RaftCopy::Wanted { data_root: "/d".to_owned() }, r#""raft_copy":{"copy":"wanted","data_root":"/d"}"#),
+        (RaftCopy::Kept { path: "/c".to_owned() }, r#""raft_copy":{"copy":"kept","path":"/c"}"#),
+        (RaftCopy::LeftOut { why: "w".to_owned() }, r#""raft_copy":{"copy":"left-out","why":"w"}"#),
+    ] {
+        assert!(text(raft_copy).contains(said), "{said}");
+    }
+}
+
+#[test]
 fn damage_is_never_guessed_around() {
     let (_dir, root) = host();
     let path = root.join(JOURNAL_PATH);

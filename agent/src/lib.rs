@@ -6,7 +6,7 @@
 //!
 //! What the executor does to its host goes through one place, [`effect`].
 //!
-//! [`host`], [`stage`], [`sets`], [`swap`], [`journal`], [`boot`], [`recovery`], [`installed`] and [`clean`] work on the host's files and know neither
+//! [`host`], [`stage`], [`sets`], [`swap`], [`journal`], [`boot`], [`recovery`], [`installed`], [`raft_copy`] and [`clean`] work on the host's files and know neither
 //! the network nor the engine's API. Nothing here speaks to the swarm's control API: what a node
 //! should do is the coordinator's word, and it comes through [`client`]. What it asks for a bug report,
 //! [`collect`] gathers.
@@ -30,6 +30,7 @@ pub mod memo;
 pub mod memory;
 pub mod packages;
 pub mod priority;
+pub mod raft_copy;
 pub mod recovery;
 pub mod reporter;
 pub mod sets;

@@ -28,6 +28,9 @@ pub struct Wanted {
     pub allow_downgrade: bool,
     /// How long an engine's API may stay silent after its start, seconds.
     pub start_timeout_secs: u64,
+    /// Whether a manager keeps a copy of its swarm folder. Records of earlier versions have no such word.
+    #[serde(default)]
+    pub keep_raft_copy: bool,
 }
 
 /// How staging ended.
@@ -37,7 +40,7 @@ pub enum Outcome {
     /// The target is ready.
     Ready {
         /// What was found.
-        preflight: Preflight,
+        preflight: Box<Preflight>,
         /// The set that runs.
         old: SetId,
         /// The set that will run.
@@ -83,7 +86,7 @@ impl Staged {
     pub fn state(&self) -> NodeState {
         let rollout = self.wanted.rollout.clone();
         match &self.outcome {
-            Outcome::Ready { preflight, .. } => NodeState::Staged { rollout, preflight: preflight.clone() },
+            Outcome::Ready { preflight, .. } => NodeState::Staged { rollout, preflight: (**preflight).clone() },
             Outcome::Refused { problems } => NodeState::Refused { rollout, problems: problems.clone() },
         }
     }
@@ -133,8 +136,17 @@ mod tests {
             target: Target::Previous { of: "r0".into() },
             allow_downgrade: false,
             start_timeout_secs: 60,
+            keep_raft_copy: true,
         };
         Staged::new(wanted, Outcome::Refused { problems: vec![] })
+    }
+
+    #[test]
+    fn a_record_that_knew_of_no_copies_reads() {
+        let mut older = serde_json::to_value(record()).unwrap();
+        assert_eq!(older["wanted"].as_object_mut().unwrap().remove("keep_raft_copy"), Some(true.into()));
+        let read: Staged = serde_json::from_value(older).unwrap();
+        assert_eq!(read.wanted, Wanted { keep_raft_copy: false, ..record().wanted });
     }
 
     #[test]

@@ -320,7 +320,10 @@ fn everything_is_on_disk_before_it_counts() {
                 | Change::Mode { .. }
                 | Change::Attribute { .. }
                 | Change::SyncFile { .. }
-                | Change::SyncFolder { .. } => {}
+                | Change::SyncFolder { .. }
+                | Change::CopyData { .. }
+                | Change::MakeFolder { .. }
+                | Change::RemoveTree { .. } => {}
             }
         }
     }

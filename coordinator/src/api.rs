@@ -145,6 +145,9 @@ pub struct UpgradeArgs {
     pub only_outdated: bool,
     /// See [`crate::plan::model::Policy::not_after`].
     pub not_after: Option<Timestamp>,
+    /// See [`crate::plan::model::Policy::keep_raft_copy`]. Older commands have no such word.
+    #[serde(default)]
+    pub keep_raft_copy: bool,
 }
 
 /// What `rollback` asks.

@@ -229,7 +229,15 @@ fn story() -> Vec<StatusView> {
 fn an_upgrade_is_followed_to_its_end() {
     let server = Server::new(Script { answer: started(), statuses: story(), asked: vec![] });
     let bundle = server.bundle();
-    let seen = server.says(&["upgrade", "--bundle", bundle.to_str().unwrap(), "--only", "m1,w1", "--manual"]);
+    let seen = server.says(&[
+        "upgrade",
+        "--bundle",
+        bundle.to_str().unwrap(),
+        "--only",
+        "m1,w1",
+        "--manual",
+        "--keep-raft-copy",
+    ]);
     insta::assert_snapshot!(seen, @"
     exit: 0
     --- stdout
@@ -257,6 +265,7 @@ fn an_upgrade_is_followed_to_its_end() {
             "bundle": digest(), "policy": "auto", "workers_at_once": 1, "only": ["m1", "w1"], "exclude": [],
             "manual": true, "accept_control_plane_outage": false, "allow_downgrade": false,
             "start_timeout_secs": 120, "stage_timeout_secs": 600, "only_outdated": false, "not_after": null,
+            "keep_raft_copy": true,
         })
     );
 }
@@ -540,7 +549,7 @@ fn undeploy_says_what_it_removes_and_asks() {
       service requeen-agent
       1 record: swarm configs requeen-r1
       on m1, w1: agents' programs in /var/lib/requeen/bin; journal, records and bundles in /var/lib/requeen/agent; sets of engine files in /var/lib/requeen/engines that are no backups
-      on m1, w1: the backups in /var/lib/requeen/engines: nothing is left to go back to
+      on m1, w1: the backups in /var/lib/requeen/engines and the copies in /var/lib/requeen/raft-copies: nothing is left to go back to
       on this manager: bundles in the server's folder
     engines, their files, and files that are not Requeen's stay as they are
     w2 is not cleaned: its agent has been silent for 99 s

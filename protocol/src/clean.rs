@@ -26,7 +26,7 @@ pub enum Cleaning {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "because", rename_all = "kebab-case")]
 pub enum Left {
-    /// The way back: a set of engine files that was installed.
+    /// The way back: a set of engine files that was installed, or a copy of a manager's swarm folder.
     Backup {
         /// Its folder.
         path: String,

@@ -31,6 +31,10 @@ pub enum Order {
         allow_downgrade: bool,
         /// How long the new engine's API may stay silent after its start, seconds.
         start_timeout_secs: u64,
+        /// Whether a manager keeps a copy of its swarm folder before its new engine first starts. Older coordinators and agents
+        /// have no such word.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        keep_raft_copy: bool,
     },
     /// The node holds this lease: start the executor if none runs, and keep the lease alive. The
     /// node is being drained, or about to be.
@@ -96,5 +100,22 @@ impl Order {
             | Order::Withdraw { lease } => Some(lease),
             Order::Stop { permit } => Some(&permit.lease),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_to_stage_that_wants_no_copy_is_what_it_always_was() {
+        let older = r#"{"order":"stage","rollout":"r1","target":{"kind":"previous","of":"r0"},"allow_downgrade":false,"start_timeout_secs":60}"#;
+        let order: Order = serde_json::from_str(older).unwrap();
+        assert!(matches!(order, Order::Stage { keep_raft_copy: false, .. }));
+        assert_eq!(serde_json::to_string(&order).unwrap(), older);
+        let newer = older.replace("60}", "60,\"keep_raft_copy\":true}");
+        let order: Order = serde_json::from_str(&newer).unwrap();
+        assert!(matches!(order, Order::Stage { keep_raft_copy: true, .. }));
+        assert_eq!(serde_json::to_string(&order).unwrap(), newer);
     }
 }

@@ -248,6 +248,10 @@ pub struct Preflight {
     /// How many more there are than are named.
     #[serde(default)]
     pub containers_more: u32,
+    /// How much of the swarm's folder there is to copy, bytes; nothing on a worker. Absent where no copy is wanted, and from
+    /// agents that keep none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raft_copy_bytes: Option<u64>,
     /// What the operator should know.
     pub notes: Vec<String>,
 }
@@ -308,6 +312,6 @@ mod tests {
             "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08","changes":["runc"],"standalone":["db"],"notes":[]}"#;
         let found: Preflight = serde_json::from_str(older).unwrap();
         assert_eq!(found.standalone, ["db"]);
-        assert_eq!((found.containers, found.containers_more), (vec![], 0));
+        assert_eq!((found.containers, found.containers_more, found.raft_copy_bytes), (vec![], 0, None));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use strum::{EnumDiscriminants, EnumIter, IntoStaticStr};
@@ -27,6 +27,18 @@ pub enum Change {
         from: PathBuf,
         /// The new one.
         to: PathBuf,
+    },
+    /// A new file with another's content, nobody else's to read. What holds nothing there takes no room here.
+    CopyData {
+        /// The other.
+        from: PathBuf,
+        /// The new one.
+        to: PathBuf,
+    },
+    /// A new folder, nobody else's to enter.
+    MakeFolder {
+        /// Where it is.
+        at: PathBuf,
     },
     /// A new file with this content.
     Write {
@@ -82,6 +94,11 @@ pub enum Change {
         /// The name.
         at: PathBuf,
     },
+    /// A folder goes with all that is in it. Its name says already that it is none to be used.
+    RemoveTree {
+        /// The folder.
+        at: PathBuf,
+    },
 }
 
 /// What makes changes: [`super::change`], or a test that stops or takes notes.
@@ -92,6 +109,8 @@ pub(crate) fn make(change: &Change) -> io::Result<()> {
     match change {
         Change::Symlink { to, at } => std::os::unix::fs::symlink(to, at),
         Change::Copy { from, to } => fs::copy(from, to).map(drop),
+        Change::CopyData { from, to } => files::copy_data(from, to),
+        Change::MakeFolder { at } => fs::DirBuilder::new().mode(0o700).create(at),
         Change::Write { bytes, at } => fs::write(at, bytes),
         Change::Own { at, uid, gid } => std::os::unix::fs::lchown(at, Some(*uid), Some(*gid)),
         Change::Mode { at, mode } => fs::set_permissions(at, Permissions::from_mode(*mode)),
@@ -100,6 +119,7 @@ pub(crate) fn make(change: &Change) -> io::Result<()> {
         Change::SyncFolder { at } => files::sync_dir(at),
         Change::Rename { from, to } => fs::rename(from, to),
         Change::Remove { at } => fs::remove_file(at),
+        Change::RemoveTree { at } => fs::remove_dir_all(at),
     }
 }
 

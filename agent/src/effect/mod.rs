@@ -32,6 +32,7 @@ use crate::host::layout::Layout;
 use crate::journal::{JOURNAL_PATH, Journal, JournalError};
 use crate::memo;
 use crate::packages::{self, Kept, Taken};
+use crate::raft_copy::{self, CopyError, CopyOf};
 use crate::sets::{SetError, SetId, Store};
 use crate::staged;
 use crate::standalone::{self, Record, RecordError};
@@ -83,6 +84,13 @@ pub enum Effect<'a> {
     EndLeftover,
     /// The engine is told to start.
     StartEngine(&'a dyn EngineControl),
+    /// A copy of the swarm's folder is kept, while no engine runs.
+    KeepRaftCopy {
+        /// Which.
+        of: &'a CopyOf,
+        /// When it has taken too long.
+        late: &'a dyn Fn() -> bool,
+    },
     /// What the engine said of its swarm is kept.
     KeepSwarm(&'a SwarmFacts),
     /// What runs beside the swarm's tasks is kept in mind.
@@ -97,6 +105,11 @@ pub enum Effect<'a> {
         store: &'a Store,
         /// Sets that stay beside the last ones installed.
         keep: &'a [SetId],
+    },
+    /// Copies of the swarm's folder that are too many, or not whole, go.
+    TidyRaftCopies {
+        /// Where the one is that was made last, if one was.
+        newest: Option<&'a str>,
     },
     /// What a rollout left that nobody needs after its end goes.
     ForgetRollout,
@@ -122,6 +135,8 @@ pub enum EffectError {
     Sets(#[from] SetError),
     /// The record of containers can't be written.
     Containers(#[from] RecordError),
+    /// No copy of the swarm's folder was kept.
+    Copy(#[from] CopyError),
 }
 
 /// Does an effect: everything that the executor does to its host comes through here.
@@ -142,7 +157,8 @@ pub(crate) fn change(root: &HostRoot, change: &Change) -> io::Result<()> {
         | EffectError::Units(_)
         | EffectError::Packages(_)
         | EffectError::Sets(_)
-        | EffectError::Containers(_)) => io::Error::other(other),
+        | EffectError::Containers(_)
+        | EffectError::Copy(_)) => io::Error::other(other),
     })
 }
 
@@ -178,11 +194,15 @@ impl Effect<'_> {
             Effect::StopEngine { control, containerd } => control.stop(containerd)?,
             Effect::EndLeftover => leftover::end(root)?,
             Effect::StartEngine(control) => control.start()?,
+            Effect::KeepRaftCopy { of, late } => {
+                raft_copy::keep(root, of, late, &mut |made| change(root, made))?;
+            }
             Effect::KeepSwarm(swarm) => observe::keep(root, swarm)?,
             Effect::RecordContainers(record) => record.store(root)?,
             Effect::ForgetContainers => standalone::forget(root)?,
             Effect::KeepMemo(memo) => memo::store(root, memo)?,
             Effect::Prune { store, keep } => store.prune(keep)?,
+            Effect::TidyRaftCopies { newest } => raft_copy::tidy(root, newest, &mut |made| change(root, made))?,
             Effect::ForgetRollout => staged::forget(root)?,
             Effect::RemoveProgram(program) => std::fs::remove_file(program)?,
         }

@@ -129,6 +129,9 @@ impl Model {
                 let name = at.file_name().unwrap().to_owned();
                 self.folder(at).pending.push(vec![(name, None)]);
             }
+            Change::CopyData { .. } | Change::MakeFolder { .. } | Change::RemoveTree { .. } => {
+                panic!("{change:?} is of no file that an engine starts from")
+            }
         }
     }
 

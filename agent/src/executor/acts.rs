@@ -77,6 +77,7 @@ impl Executor<'_> {
             containerd_restart: EngineFile::ALL.iter().any(|file| file.restarts_containerd() && changes(file)),
             plan: None,
             stopped_at_ms: None,
+            raft_copy: self.wanted_copy(staged),
             phase: Phase::Leased,
         })
     }
@@ -172,6 +173,7 @@ impl Executor<'_> {
     pub(super) fn clean_up(&mut self) {
         let root = &self.options.root;
         tracing::info!(node = %self.observed.swarm.node, "the rollout has ended");
+        self.tidy_raft_copies();
         if self.damaged.is_some() {
             // Kept for whoever looks into it; the next rollout begins with a new one.
             if let Err(error) = self.perform(Effect::SetJournalAside) {

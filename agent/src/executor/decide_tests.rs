@@ -1,6 +1,7 @@
 use requeen_protocol::{Digest, Preflight, Target};
 
 use super::*;
+use crate::journal::RaftCopy;
 use crate::sets::SetId;
 use crate::staged::Wanted;
 
@@ -23,9 +24,10 @@ fn staged() -> Staged {
             target: Target::Previous { of: "r0".into() },
             allow_downgrade: false,
             start_timeout_secs: 60,
+            keep_raft_copy: false,
         },
         Outcome::Ready {
-            preflight: Preflight {
+            preflight: Box::new(Preflight {
                 from: "20.10.24".into(),
                 to: "26.1.5".into(),
                 set: set.clone(),
@@ -33,8 +35,9 @@ fn staged() -> Staged {
                 standalone: vec![],
                 containers: vec![],
                 containers_more: 0,
+                raft_copy_bytes: None,
                 notes: vec![],
-            },
+            }),
             old: SetId(set.clone()),
             new: SetId(set),
         },
@@ -57,6 +60,7 @@ fn journal(phase: Phase) -> Journal {
         containerd_restart: false,
         plan: None,
         stopped_at_ms: None,
+        raft_copy: RaftCopy::NotWanted,
         phase,
     });
     journal

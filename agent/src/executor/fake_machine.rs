@@ -12,13 +12,15 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use requeen_protocol::{EngineFile, Preflight, Target};
+use requeen_protocol::{EngineFile, LeaseId, Preflight, Target};
 
+use crate::effect::disk;
 use crate::engine::api::SOCKET;
 use crate::engine::systemd::{ControlError, EngineControl, UnitState};
 use crate::host::HostRoot;
 use crate::host::layout::Layout;
-use crate::host::testing::{OLD_VERSION, TestHost};
+use crate::host::testing::{OLD_VERSION, SWARM_FOLDER, TestHost};
+use crate::raft_copy::{self, COPIES_DIR, CopyOf};
 use crate::staged::{Outcome, Staged, Wanted};
 use crate::swap::Original;
 use crate::swap::planning::original_at;
@@ -29,6 +31,13 @@ const SYSTEMD: &str = "/run/systemd.sock";
 const NEW_VERSION: &str = "26.1.5";
 const DPKG: &str = "/var/lib/dpkg/lock-frontend";
 pub(super) const ROLLOUT: &str = "r1";
+
+/// Leases of earlier rollouts, of which there are copies of the swarm's folder.
+const EARLIER: [&str; raft_copy::KEPT] = ["r0.n1.1", "r0.n1.2", "r0.n1.3"];
+
+fn copy_of(lease: LeaseId) -> CopyOf {
+    CopyOf { lease, version: OLD_VERSION.to_owned(), data_root: "/var/lib/docker".to_owned() }
+}
 
 type Contents = BTreeMap<EngineFile, String>;
 
@@ -74,6 +83,7 @@ impl Machine {
         let host = TestHost::new(&[EngineFile::DockerProxy]);
         xattr::set(host.root.join("/usr/sbin/dockerd"), "user.requeen-test", b"kept").unwrap();
         host.write(DPKG, b"", 0o640);
+        host.make_manager();
         fs::create_dir_all(host.root.join("/run")).unwrap();
         let (layout, store) = (host.layout(), host.store());
         let old_contents = host.contents(&layout);
@@ -82,7 +92,7 @@ impl Machine {
         let new_contents: Contents = files.map(|&file| (file, format!("new {file}"))).collect();
         let files: Vec<_> = new_contents.iter().map(|(file, text)| (*file, text.as_str())).collect();
         let new = host.new_set(&files, NEW_VERSION);
-        let preflight = Preflight {
+        let preflight = Box::new(Preflight {
             from: OLD_VERSION.to_owned(),
             to: NEW_VERSION.to_owned(),
             set: new.0.clone(),
@@ -90,13 +100,15 @@ impl Machine {
             standalone: Vec::new(),
             containers: Vec::new(),
             containers_more: 0,
+            raft_copy_bytes: None,
             notes: Vec::new(),
-        };
+        });
         let wanted = Wanted {
             rollout: ROLLOUT.into(),
             target: Target::Previous { of: "r0".into() },
             allow_downgrade: false,
             start_timeout_secs: 20,
+            keep_raft_copy: !new_fails,
         };
         Staged::new(wanted, Outcome::Ready { preflight, old, new }).store(&host.root).unwrap();
         let contents = [(Set::Old, old_contents), (Set::New, new_contents)];
@@ -112,6 +124,10 @@ impl Machine {
         };
         let originals = looks(&host.root, &layout);
         let engine = Arc::new(Mutex::new(engine));
+        let before = EARLIER.map(|lease| copy_of(lease.into()));
+        for of in &before {
+            raft_copy::keep(&host.root, of, &|| false, &mut disk::make).unwrap();
+        }
         let mut machine =
             Self { systemd: None, engine, host, layout, contents, originals, boots: 0, container_lost: false };
         machine.power_on();
@@ -154,6 +170,21 @@ impl Machine {
     /// The set that is seen through the targets; none if they are of two.
     pub(super) fn seen(&self) -> Option<Set> {
         which(&self.contents, &self.host.contents(&self.layout))
+    }
+
+    /// Copies of the swarm's folder are whole, of the state in which the old engine left it, and not too many; there is one of
+    /// this work if it `must` be.
+    pub(super) fn assert_copies(&self, must: bool) {
+        let mut own = raft_copy::own(&self.host.root).unwrap();
+        let all = fs::read_dir(self.host.root.join(COPIES_DIR)).unwrap().count();
+        assert_eq!((all, own.len()), (own.len(), raft_copy::KEPT), "all are whole, and as many as are kept: {own:?}");
+        own.retain(|name| EARLIER.iter().all(|lease| copy_of((*lease).into()).name() != *name));
+        assert!(!must || !own.is_empty(), "the new engine runs, and there is no copy from before");
+        for name in own {
+            let log = self.host.root.join(COPIES_DIR).join(name).join("swarm/raft/wal-v3-encrypted/0.wal");
+            let log = fs::read_to_string(log).unwrap();
+            assert!(log.ends_with("Old\n") && !log.contains("New"), "copied after the new engine wrote: {log}");
+        }
     }
 
     /// The node ended with this set, and nothing tells of the way there.
@@ -222,6 +253,8 @@ impl Engine {
             self.mixed.push(seen);
             return;
         };
+        let log = self.root.join(SWARM_FOLDER).join("raft/wal-v3-encrypted/0.wal");
+        writeln!(fs::File::options().append(true).open(log).unwrap(), "{set:?}").unwrap();
         let version = match set {
             Set::Old => OLD_VERSION,
             Set::New if self.new_fails => "0.0.0",
@@ -252,7 +285,7 @@ fn answer(request: &str, version: &str, container: &mut Container) -> String {
     let body = match (method, asked.as_slice()) {
         (_, ["_ping"]) => "OK".to_owned(),
         ("GET", ["version"]) => format!(r#"{{"Version":"{version}","ApiVersion":"1.41","MinAPIVersion":"1.12"}}"#),
-        ("GET", ["info"]) => r#"{"DockerRootDir":"/var/lib/docker","Swarm":{"NodeID":"n1","LocalNodeState":"active",
+        ("GET", ["info"]) => r#"{"DockerRootDir":"/var/lib/docker","Swarm":{"NodeID":"n1","LocalNodeState":"active","ControlAvailable":true,
             "RemoteManagers":[{"NodeID":"m1","Addr":"127.0.0.1:2377"}]}}"#
             .to_owned(),
         // Of swarm tasks there are none.

@@ -10,6 +10,7 @@ mod containers;
 mod decide;
 mod hands;
 pub(crate) mod observe;
+mod raft;
 mod room;
 mod say;
 mod state;
@@ -391,10 +392,8 @@ impl<'a> Executor<'a> {
                 self.hindered = Some(why);
                 self.again = Some(Instant::now() + room::AGAIN_AFTER);
             }
-            After::Down { since } => {
-                if let Some(work) = &mut self.journal.work {
-                    work.stopped_at_ms = Some(since.0);
-                }
+            After::Down { since, raft_copy } => {
+                self.is_down(since, raft_copy);
                 self.go(Phase::Switching);
             }
             After::Nothing => {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use requeen_protocol::Problem;
 use tokio::time::Instant;
 
-use super::{Executor, containers};
+use super::{Executor, containers, raft};
 use crate::effect::Effect;
 use crate::host::HostRoot;
 use crate::journal::Phase;
@@ -93,6 +93,7 @@ impl Executor<'_> {
     /// What there is beside the node's state that an operator has to know.
     pub(super) fn note_troubles(&mut self) {
         self.troubles = containers::troubles(&self.options.root, self.journal.work.as_ref());
+        self.troubles.extend(raft::trouble(self.journal.work.as_ref()));
         self.troubles.extend(self.unwritten.iter().chain(&self.hindered).cloned());
     }
 

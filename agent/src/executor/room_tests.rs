@@ -33,14 +33,21 @@ fn room_for(files: usize) -> impl FnMut(&Change) -> io::Result<()> {
             Change::Symlink { at, .. } if left == 0 => return takes(at, false),
             Change::Copy { to, .. } if left == 0 => return takes(to, true),
             Change::Write { at, .. } if left == 0 => return takes(at, true),
-            Change::Symlink { .. } | Change::Copy { .. } | Change::Write { .. } => left -= 1,
+            Change::CopyData { to, .. } if left == 0 => return takes(to, true),
+            Change::MakeFolder { at } if left == 0 => return takes(at, false),
+            Change::Symlink { .. }
+            | Change::Copy { .. }
+            | Change::Write { .. }
+            | Change::CopyData { .. }
+            | Change::MakeFolder { .. } => left -= 1,
             Change::Own { .. }
             | Change::Mode { .. }
             | Change::Attribute { .. }
             | Change::SyncFile { .. }
             | Change::SyncFolder { .. }
             | Change::Rename { .. }
-            | Change::Remove { .. } => {}
+            | Change::Remove { .. }
+            | Change::RemoveTree { .. } => {}
         }
         disk::make(effect)
     }

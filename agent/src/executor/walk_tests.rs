@@ -35,7 +35,7 @@ const PROGRAM: &str = "/var/lib/requeen/bin/agent-1-0123456789ab";
 /// What happens to the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Story {
-    /// The new engine is good.
+    /// The new engine is good. A copy of the swarm's folder is kept.
     Upgraded,
     /// The new engine is not what it should be.
     RolledBack,
@@ -203,6 +203,7 @@ impl Run {
             }
         };
         self.machine.assert_ended_with(set);
+        self.machine.assert_copies(story == Story::Upgraded && set == Set::New);
         let root = &self.machine.host.root;
         assert_eq!(Journal::load(root).unwrap().work, None);
         packages::look(root).unwrap();

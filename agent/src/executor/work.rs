@@ -1,7 +1,7 @@
 //! The work of each phase: from the phase a node is in to the one that follows.
 //!
 //! Every phase's work can be done again after a crash, from its beginning. While the engine is down
-//! nothing happens here but a stop, one rename and a start.
+//! nothing happens here but a stop, a copy if one is wanted, one rename and a start.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::effect::{self, Effect};
 use crate::engine::api::Api;
 use crate::engine::systemd::EngineControl;
 use crate::host::HostRoot;
-use crate::journal::{Phase, Work};
+use crate::journal::{Phase, RaftCopy, Work};
 use crate::sets::{SetId, Store};
 use crate::swap::{self, SwapError, SwapPlan};
 use crate::unlock::Keys;
@@ -43,6 +43,8 @@ pub(crate) enum After {
     Down {
         /// When it was told to stop.
         since: BootTime,
+        /// What became of the copy that may be wanted.
+        raft_copy: RaftCopy,
     },
     /// There is no room for it now: it is tried again, and the operator is told meanwhile.
     Later(Problem),
@@ -196,7 +198,7 @@ impl Job {
         };
         let stopped = self.stop_engine().await;
         match stopped {
-            Ok(()) => After::Down { since },
+            Ok(()) => After::Down { since, raft_copy: self.tools.keep_raft_copy(&self.work, switched).await },
             // Whether what runs is the new engine its verification tells, and from there a way leads back.
             Err(reason) if switched => {
                 tracing::warn!(lease = %self.work.lease, step = "stop", "the engine can't be stopped again: {reason}");

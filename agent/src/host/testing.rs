@@ -13,11 +13,14 @@ use tempfile::TempDir;
 
 use super::layout::{Layout, discover};
 use super::{HostRoot, files};
-use crate::journal::{Phase, Work};
+use crate::journal::{Phase, RaftCopy, Work};
 use crate::sets::{SetId, Store};
 
 /// The version that [`TestHost`]'s engine is said to have.
 pub(crate) const OLD_VERSION: &str = "20.10.24+dfsg1";
+
+/// Where a manager's engine keeps what its swarm needs.
+pub(crate) const SWARM_FOLDER: &str = "/var/lib/docker/swarm";
 
 /// A host in a temporary directory.
 pub(crate) struct TestHost {
@@ -68,6 +71,34 @@ impl TestHost {
         fs::write(&at, bytes).unwrap();
         fs::set_permissions(&at, Permissions::from_mode(mode)).unwrap();
         at
+    }
+
+    /// Makes the host a manager of a swarm: what is in its swarm folder, as moby names it.
+    pub(crate) fn make_manager(&self) {
+        for (path, text) in [
+            ("docker-state.json", "{}"),
+            ("state.json", "[]"),
+            ("certificates/swarm-root-ca.crt", "root"),
+            ("certificates/swarm-node.key", "key"),
+            ("raft/snap-v3-encrypted/1.snap", "snapshot"),
+            ("raft/wal-v3-encrypted/0.wal", "log\n"),
+            ("raft/wal-v3-encrypted/0.tmp", ""),
+            ("worker/tasks.db", "tasks"),
+        ] {
+            self.write(&format!("{SWARM_FOLDER}/{path}"), text.as_bytes(), 0o600);
+        }
+        // Reserved for the log that comes next.
+        let next = self.root.join(SWARM_FOLDER).join("raft/wal-v3-encrypted/0.tmp");
+        fs::File::options().write(true).open(next).unwrap().set_len(1 << 20).unwrap();
+        self.certify("swarm-manager");
+    }
+
+    /// Gives the node a certificate of this role.
+    pub(crate) fn certify(&self, role: &str) {
+        let mut params = rcgen::CertificateParams::new(vec!["node".to_owned()]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::OrganizationalUnitName, role);
+        let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+        self.write(&format!("{SWARM_FOLDER}/certificates/swarm-node.crt"), certificate.pem().as_bytes(), 0o644);
     }
 
     pub(crate) fn layout(&self) -> Layout {
@@ -129,6 +160,7 @@ pub(crate) fn work(lease: &str, epoch: u64) -> Work {
         containerd_restart: true,
         plan: None,
         stopped_at_ms: None,
+        raft_copy: RaftCopy::NotWanted,
         phase: Phase::Leased,
     }
 }

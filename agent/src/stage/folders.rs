@@ -165,7 +165,7 @@ pub(super) fn room_beside(
 }
 
 /// Says so if the file system of a folder has no room for `needed` bytes and the margin.
-pub(super) fn room(root: &HostRoot, dir: &Path, needed: u64) -> Option<Problem> {
+pub(crate) fn room(root: &HostRoot, dir: &Path, needed: u64) -> Option<Problem> {
     let needed = needed.saturating_add(MARGIN);
     let shown = dir.display();
     match free_at(root, dir) {

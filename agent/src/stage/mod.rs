@@ -2,6 +2,6 @@
 
 pub mod bundle;
 mod elf;
-mod folders;
+pub(crate) mod folders;
 pub mod preflight;
 pub mod version;

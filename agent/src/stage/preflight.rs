@@ -11,6 +11,7 @@ use super::{elf, folders};
 use crate::host::layout::Layout;
 use crate::host::{HostRoot, Ran, RunError};
 use crate::packages;
+use crate::raft_copy::{self, COPIES_DIR};
 use crate::sets::{ENGINES_DIR, Manifest, SetId, Store};
 use crate::standalone::{self, Container};
 use crate::words::chain;
@@ -30,6 +31,8 @@ pub struct PreflightInput {
     pub arch: String,
     /// Running containers that are no swarm tasks: the result says what becomes of them.
     pub standalone: Vec<Container>,
+    /// The engine's data directory, if a manager is to keep a copy of the swarm's folder in it.
+    pub copy_from: Option<String>,
 }
 
 /// Runs a program of the host.
@@ -94,6 +97,10 @@ fn check_by(
         None => {}
     }
     notes.extend(owners(root));
+    let raft_copy_bytes = raft_copy_bytes(root, input, &mut notes).unwrap_or_else(|problem| {
+        problems.push(problem);
+        None
+    });
     if problems.is_empty() {
         let (containers, containers_more) = standalone::fates(&input.standalone);
         Ok(Preflight {
@@ -104,6 +111,7 @@ fn check_by(
             standalone: containers.iter().map(|container| container.name.clone()).collect(),
             containers,
             containers_more,
+            raft_copy_bytes,
             notes,
         })
     } else {
@@ -124,6 +132,19 @@ pub fn before_fetching(
     let problems: Vec<_> =
         downgrade(&bundle.version, running_version, allow_downgrade).into_iter().chain(room).collect();
     if problems.is_empty() { Ok(()) } else { Err(problems) }
+}
+
+/// How much there is to copy of the swarm's folder while the engine is down, if that is wanted.
+fn raft_copy_bytes(root: &HostRoot, input: &PreflightInput, notes: &mut Vec<String>) -> Result<Option<u64>, Problem> {
+    let Some(data_root) = &input.copy_from else { return Ok(None) };
+    let bytes = raft_copy::look(root, data_root).map_err(|error| error.problem())?;
+    if bytes > 0 {
+        notes.push(format!(
+            "once its engine is stopped, {} MiB of {data_root}/swarm are copied to {COPIES_DIR}",
+            bytes.div_ceil(1 << 20)
+        ));
+    }
+    Ok(Some(bytes))
 }
 
 pub(super) fn problem(what: impl Into<String>, hint: impl Into<String>) -> Problem {

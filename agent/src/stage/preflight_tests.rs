@@ -46,6 +46,7 @@ fn scene_of(old_dockerd: &str, new: &[(EngineFile, &str)], version: &str) -> Sce
             paused: false,
             started: "2026-11-22T01:00:00Z".to_owned(),
         }],
+        copy_from: None,
     };
     Scene { host, layout, store, old, new, input }
 }
@@ -73,6 +74,26 @@ impl Scene {
     fn check_well(&self) -> Result<Preflight, Vec<String>> {
         self.check(&|_, _| ran(0, "Docker version 26.1.5, build a72d7cd\n", ""))
     }
+}
+
+#[test]
+fn what_a_manager_will_copy_is_told_and_has_to_be_possible() {
+    let mut scene = scene();
+    scene.host.make_manager();
+    let fits = |_: &str, _: &[String]| ran(0, "Docker version 26.1.5, build a72d7cd\n", "");
+    let unasked = scene.check(&fits).unwrap();
+    assert_eq!(unasked.raft_copy_bytes, None);
+    scene.input.copy_from = Some("/var/lib/docker".to_owned());
+    let asked = scene.check(&fits).unwrap();
+    assert!(asked.raft_copy_bytes.is_some_and(|bytes| bytes > 1 << 20), "{asked:?}");
+    assert!(asked.notes.iter().any(|note| note.contains("2 MiB of /var/lib/docker/swarm")), "{:?}", asked.notes);
+    let log = scene.host.write("/var/lib/docker/swarm/raft/wal-v3-encrypted/1.wal", b"", 0o600);
+    std::fs::File::create(log).unwrap().set_len(raft_copy::MAX_BYTES).unwrap();
+    let problems = scene.check(&fits).unwrap_err();
+    assert!(problems.iter().any(|what| what.contains("at most 1024 MiB are copied")), "{problems:?}");
+    scene.host.certify("swarm-worker");
+    let worker = scene.check(&fits).unwrap();
+    assert_eq!((worker.raft_copy_bytes, worker.notes), (Some(0), unasked.notes));
 }
 
 #[test]

@@ -28,12 +28,13 @@ pub(crate) enum Act {
 pub(crate) fn act(order: &Order, node: &NodeId, state: &NodeState, wanted: Option<&Wanted>) -> Act {
     match order {
         Order::Wait { .. } | Order::Standby { .. } | Order::Withdraw { .. } => Act::Nothing,
-        Order::Stage { rollout, target, allow_downgrade, start_timeout_secs } => {
+        Order::Stage { rollout, target, allow_downgrade, start_timeout_secs, keep_raft_copy } => {
             let asked = Wanted {
                 rollout: rollout.clone(),
                 target: target.clone(),
                 allow_downgrade: *allow_downgrade,
                 start_timeout_secs: *start_timeout_secs,
+                keep_raft_copy: *keep_raft_copy,
             };
             if *state != NodeState::Idle && wanted == Some(&asked) { Act::Nothing } else { Act::Stage(asked) }
         }
@@ -103,6 +104,7 @@ mod tests {
             target: Target::Previous { of: "r0".into() },
             allow_downgrade: true,
             start_timeout_secs: 60,
+            keep_raft_copy: false,
         }
     }
 
@@ -112,6 +114,7 @@ mod tests {
             target: wanted.target.clone(),
             allow_downgrade: wanted.allow_downgrade,
             start_timeout_secs: wanted.start_timeout_secs,
+            keep_raft_copy: wanted.keep_raft_copy,
         }
     }
 
@@ -126,6 +129,7 @@ mod tests {
                 standalone: vec![],
                 containers: vec![],
                 containers_more: 0,
+                raft_copy_bytes: None,
                 notes: vec![],
             },
         }

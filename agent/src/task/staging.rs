@@ -108,9 +108,10 @@ async fn prepare(order: &mut Order, engine: Engine) -> Result<Outcome, Vec<Probl
         allow_downgrade: order.wanted.allow_downgrade,
         arch: machine(),
         standalone: engine.standalone,
+        copy_from: order.wanted.keep_raft_copy.then(|| order.swarm.data_root.clone()),
     };
     blocking(&alive, move || {
-        let preflight = preflight::check(&root, &layout, &store, &new, &old, &input)?;
+        let preflight = Box::new(preflight::check(&root, &layout, &store, &new, &old, &input)?);
         Ok(Outcome::Ready { preflight, old, new })
     })
     .await

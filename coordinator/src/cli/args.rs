@@ -32,6 +32,7 @@ Examples:
   requeen upgrade --bundle docker-28.5.2.tgz --only worker1,worker2 --workers-at-once 2
   requeen upgrade --bundle docker-28.5.2.tgz --only-outdated --not-after 06:00
   requeen upgrade --bundle docker-28.5.2.tgz --manual --detach
+  requeen upgrade --bundle docker-28.5.2.tgz --keep-raft-copy
   requeen upgrade --bundle https://example.com/docker-28.5.2.tgz --digest sha256:…
   docker exec -i requeen coordinator upgrade --bundle - < docker-28.5.2.tgz
 
@@ -275,6 +276,11 @@ pub(crate) struct Scope {
     /// now
     #[arg(long, value_name = "TIME", value_parser = until::parse)]
     pub(crate) not_after: Option<Until>,
+    /// Copy each manager's swarm folder, certificates and keys included, to /var/lib/requeen/raft-copies on it before its new
+    /// engine first starts. Its engine is down for that much longer (0.002 s per MiB on a fast disk, at most 1 GiB); the
+    /// last 3 copies are kept
+    #[arg(long)]
+    pub(crate) keep_raft_copy: bool,
 }
 
 /// What all rollouts have in common.

@@ -46,7 +46,7 @@ async fn one(context: &Context, rollout: &str) -> Result<Exit, CliError> {
         printer.json_pretty(&history)?;
         return Ok(Exit::Done);
     }
-    let [first, rest @ ..] = headlines(&history);
+    let (first, rest) = headlines(&history);
     printer.out(printer.paint(Tone::Strong, first))?;
     for line in rest {
         printer.out(line)?;
@@ -75,26 +75,31 @@ fn table(rollouts: &[RolloutSummary]) -> Table {
     table
 }
 
-/// What is to be said of the whole rollout.
-fn headlines(history: &RolloutHistory) -> [String; 2] {
+/// Where what `--keep-raft-copy` keeps is found. A manager that keeps none says so itself.
+const COPIES: &str =
+    "copies of the managers' swarm folders: /var/lib/requeen/raft-copies on each manager that was restarted";
+
+/// What is to be said of the whole rollout, and what more.
+fn headlines(history: &RolloutHistory) -> (String, Vec<String>) {
     let rollout = &history.summary;
     let limit = match (history.policy.not_after, history.limit_lifted) {
         (None, _) => String::new(),
         (Some(until), false) => format!(", not after {until}"),
         (Some(until), true) => format!(", not after {until} until the operator lifted it"),
     };
-    [
-        format!("rollout {}: {}, {}", rollout.id, what(&rollout.target), end(&rollout.phase)),
-        format!(
-            "{} of {} nodes upgraded in {}, started {} by {}, managers {}{limit}",
-            rollout.upgraded,
-            rollout.nodes,
-            seconds(rollout.elapsed_ms),
-            to_seconds(rollout.started_at),
-            user(rollout.started_by_uid),
-            history.policy.managers,
-        ),
-    ]
+    let mut rest = vec![format!(
+        "{} of {} nodes upgraded in {}, started {} by {}, managers {}{limit}",
+        rollout.upgraded,
+        rollout.nodes,
+        seconds(rollout.elapsed_ms),
+        to_seconds(rollout.started_at),
+        user(rollout.started_by_uid),
+        history.policy.managers,
+    )];
+    if history.policy.keep_raft_copy {
+        rest.push(COPIES.to_owned());
+    }
+    (format!("rollout {}: {}, {}", rollout.id, what(&rollout.target), end(&rollout.phase)), rest)
 }
 
 /// How every node ended.
@@ -263,6 +268,7 @@ mod tests {
             start_timeout_secs: 60,
             join_timeout_secs: 180,
             not_after: Some(at("2026-11-21T13:00:00Z")),
+            keep_raft_copy: false,
         };
         let phase = Phase::Halted { reason: "w1: it crashed".into() };
         let mut history = RolloutHistory {
@@ -272,7 +278,8 @@ mod tests {
             steps,
         };
         let details: Vec<_> = history.steps.iter().flat_map(details).collect();
-        let text = format!("{}\n{}{}", headlines(&history).join("\n"), nodes(&history.steps), details.join("\n"));
+        let (first, rest) = headlines(&history);
+        let text = format!("{first}\n{}\n{}{}", rest.join("\n"), nodes(&history.steps), details.join("\n"));
         insta::assert_snapshot!(text, @"
         rollout 20261121-0a1b2c3d: 26.1.5 (sha256:0123456789ab…), open (halted: w1: it crashed)
         1 of 3 nodes upgraded in 102.3s, started 2026-11-21T12:00:00Z by root (uid 0), managers rolling, not after 2026-11-21T13:00:00Z
@@ -288,8 +295,10 @@ mod tests {
         w2: 0.0s waiting, 20.0s draining
         w3: 0.0s waiting
         ");
+        history.policy.keep_raft_copy = true;
+        assert_eq!(headlines(&history).1[1..], [COPIES]);
         history.limit_lifted = true;
-        assert!(headlines(&history)[1].ends_with("not after 2026-11-21T13:00:00Z until the operator lifted it"));
+        assert!(headlines(&history).1[0].ends_with("not after 2026-11-21T13:00:00Z until the operator lifted it"));
     }
 
     #[test]

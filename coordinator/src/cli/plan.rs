@@ -33,6 +33,7 @@ pub(crate) fn to_request(args: args::Plan, bundle: Digest, now: Timestamp) -> Up
         stage_timeout_secs: how.stage_timeout.as_secs(),
         only_outdated: scope.only_outdated,
         not_after: scope.not_after.map(|until| until.seen_from(now)),
+        keep_raft_copy: scope.keep_raft_copy,
     }
 }
 

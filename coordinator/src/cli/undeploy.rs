@@ -12,7 +12,8 @@ const ON_HOSTS: &str = "agents' programs in /var/lib/requeen/bin; journal, recor
                         sets of engine files in /var/lib/requeen/engines that are no backups";
 
 /// What it removes more with `--backups`.
-const BACKUPS: &str = "the backups in /var/lib/requeen/engines: nothing is left to go back to";
+const BACKUPS: &str = "the backups in /var/lib/requeen/engines and the copies in /var/lib/requeen/raft-copies: nothing is left to \
+                       go back to";
 
 pub(crate) async fn run(context: &Context, args: args::Undeploy) -> Result<Exit, CliError> {
     let args::Undeploy { backups, yes } = args;

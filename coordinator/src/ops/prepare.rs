@@ -48,6 +48,7 @@ struct Wish {
     stage_timeout: Duration,
     only_outdated: bool,
     not_after: Option<Timestamp>,
+    keep_raft_copy: bool,
     /// The nodes left out of a rollout that means all others, those that join later included.
     all_but: Option<BTreeSet<NodeId>>,
 }
@@ -128,6 +129,7 @@ impl Ops {
             stage_timeout: Duration::from_secs(args.stage_timeout_secs),
             only_outdated: false,
             not_after: None,
+            keep_raft_copy: false,
             // A node that joins has no previous engine.
             all_but: None,
         };
@@ -161,6 +163,7 @@ impl Ops {
             stage_timeout: Duration::from_secs(args.stage_timeout_secs),
             only_outdated: args.only_outdated,
             not_after: args.not_after,
+            keep_raft_copy: args.keep_raft_copy,
             all_but: None,
         })
     }
@@ -261,6 +264,7 @@ impl Ops {
             start_timeout_secs: wish.start_timeout_secs,
             join_timeout_secs: JOIN_TIMEOUT_SECS,
             not_after: wish.not_after,
+            keep_raft_copy: wish.keep_raft_copy,
         };
         let mut prepared = Prepared {
             id: id.clone(),
@@ -286,6 +290,7 @@ impl Ops {
             target: wish.target.clone(),
             allow_downgrade: wish.allow_downgrade,
             start_timeout_secs: wish.start_timeout_secs,
+            keep_raft_copy: wish.keep_raft_copy,
             scope: prepared.scope.clone(),
         }));
         self.until(wish.stage_timeout, || {
@@ -314,7 +319,7 @@ impl Ops {
                 *state = NodeState::Idle;
             }
         }
-        prepared.refusals.extend(refuse::staged(&prepared.observed, &prepared.scope));
+        prepared.refusals.extend(refuse::staged(&prepared.observed, &prepared.scope, &prepared.policy));
         prepared.refusals.extend(refuse::closed_ports(&prepared.observed, &prepared.scope));
         let first = |node: &NodeId| Some((node.clone(), first_entry(&prepared.observed, node)?));
         prepared.nodes = prepared.scope.iter().filter_map(first).collect();

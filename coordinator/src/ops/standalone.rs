@@ -52,6 +52,7 @@ mod tests {
             standalone: containers.iter().map(|(name, _)| (*name).to_owned()).collect(),
             containers: containers.iter().map(named).collect(),
             containers_more: more,
+            raft_copy_bytes: None,
             notes: vec![],
         }
     }

@@ -126,6 +126,7 @@ impl Lab {
             stage_timeout_secs: 10,
             only_outdated: false,
             not_after: None,
+            keep_raft_copy: false,
         }
     }
 
@@ -263,6 +264,7 @@ fn obey(lab: &Lab, name: &str, order: Order, state: NodeState) -> NodeState {
                 standalone: Vec::new(),
                 containers: Vec::new(),
                 containers_more: 0,
+                raft_copy_bytes: None,
                 notes: Vec::new(),
             },
         },

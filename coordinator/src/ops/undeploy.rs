@@ -231,5 +231,6 @@ fn by_hand(backups: bool) -> String {
     let units = [RECOVER_UNIT, RESUME_UNIT].map(|unit| format!("-name {unit}")).join(" -o ");
     let units = format!("find /etc/systemd/system \\( {units} \\) -delete");
     let sets = format!(" && [ -z \"$(find /usr -lname '{STATE_DIR}/*')\" ] && rm -rf {STATE_DIR}/engines");
-    if backups { format!("{units}; rm -rf {folders}{sets}") } else { format!("{units}; rm -rf {folders}") }
+    let copies = format!("{STATE_DIR}/raft-copies");
+    if backups { format!("{units}; rm -rf {folders} {copies}{sets}") } else { format!("{units}; rm -rf {folders}") }
 }

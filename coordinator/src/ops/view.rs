@@ -329,6 +329,7 @@ mod tests {
                     start_timeout_secs: 60,
                     join_timeout_secs: 180,
                     not_after: None,
+                    keep_raft_copy: false,
                 },
                 started_by_uid: 0,
                 started_at: at(0),

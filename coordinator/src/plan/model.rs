@@ -158,6 +158,10 @@ pub struct Policy {
     /// No node is begun that could not be done by then. Records of earlier versions have no such word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_after: Option<Timestamp>,
+    /// Whether each manager keeps a copy of its swarm folder before its new engine first starts. Records of earlier versions have
+    /// no such word.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_raft_copy: bool,
 }
 
 /// The immutable part of a rollout's record: the data of its swarm config.

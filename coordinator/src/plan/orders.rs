@@ -20,6 +20,8 @@ pub struct Staging {
     pub allow_downgrade: bool,
     /// See [`super::model::Policy::start_timeout_secs`].
     pub start_timeout_secs: u64,
+    /// See [`super::model::Policy::keep_raft_copy`].
+    pub keep_raft_copy: bool,
     /// The nodes asked.
     pub scope: BTreeSet<NodeId>,
 }
@@ -31,6 +33,7 @@ impl Staging {
             target: self.target.clone(),
             allow_downgrade: self.allow_downgrade,
             start_timeout_secs: self.start_timeout_secs,
+            keep_raft_copy: self.keep_raft_copy,
         }
     }
 }
@@ -142,6 +145,7 @@ fn in_rollout(rollout: &Rollout, step: &Step, report: &Report) -> Order {
         target: request.target.clone(),
         allow_downgrade: request.policy.allow_downgrade,
         start_timeout_secs: request.policy.start_timeout_secs,
+        keep_raft_copy: request.policy.keep_raft_copy,
     };
     match report.state.rollout() {
         Some(other) if *other != request.id => return Order::Forget { rollout: other.clone() },

@@ -201,7 +201,7 @@ fn nowhere_to_go(observed: &Observed, scope: &BTreeSet<NodeId>) -> Option<Refusa
 }
 
 /// Everything that agents reported about the staged target that forbids it: refusals, failures.
-pub fn staged(observed: &Observed, scope: &BTreeSet<NodeId>) -> Vec<Refusal> {
+pub fn staged(observed: &Observed, scope: &BTreeSet<NodeId>, policy: &Policy) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     for id in scope {
         let (Some(node), Some(agent)) = (observed.nodes.get(id), observed.agents.get(id)) else {
@@ -209,6 +209,9 @@ pub fn staged(observed: &Observed, scope: &BTreeSet<NodeId>) -> Vec<Refusal> {
         };
         let name = &node.hostname;
         match &agent.report.state {
+            NodeState::Staged { preflight, .. } if policy.keep_raft_copy && preflight.raft_copy_bytes.is_none() => {
+                refusals.push(knows_no_copies(name));
+            }
             NodeState::Staged { .. } => {}
             NodeState::Refused { problems, .. } => refusals.extend(problems.iter().map(|problem| Refusal {
                 node: Some(name.clone()),
@@ -236,6 +239,15 @@ pub fn staged(observed: &Observed, scope: &BTreeSet<NodeId>) -> Vec<Refusal> {
         }
     }
     refusals
+}
+
+/// An agent that was asked whether it can keep a copy, and has not understood.
+fn knows_no_copies(name: &str) -> Refusal {
+    Refusal {
+        node: Some(name.to_owned()),
+        what: format!("node {name}: its agent is of a version that keeps no copy of the swarm's folder"),
+        hint: "replace the agents with `requeen deploy`, or leave `--keep-raft-copy` out".to_owned(),
+    }
 }
 
 /// Coordinators that some nodes of `scope` don't reach and others do: a firewall is in between. Where no agent reaches a

@@ -72,6 +72,7 @@ pub(crate) fn staged(rollout: &RolloutId) -> NodeState {
             standalone: Vec::new(),
             containers: Vec::new(),
             containers_more: 0,
+            raft_copy_bytes: None,
             notes: Vec::new(),
         },
     }
@@ -133,5 +134,6 @@ pub(crate) fn policy(managers: ManagerPolicy, workers_at_once: u32) -> Policy {
         start_timeout_secs: 120,
         join_timeout_secs: 120,
         not_after: None,
+        keep_raft_copy: false,
     }
 }

@@ -444,6 +444,30 @@ fn one_or_two_managers_are_refused_unless_accepted() {
 }
 
 #[test]
+fn agents_that_keep_no_copy_are_told_before_anything_is_touched() {
+    let (nodes, mut observed, mut rollout) = swarm(&["m1", "w1"]);
+    let all = observed.nodes.keys().cloned().collect();
+    assert_eq!(refuse::staged(&observed, &all, &rollout.request.policy), []);
+    rollout.request.policy.keep_raft_copy = true;
+    let order = orders::order_for(orders::Knows::driving(&rollout, true), &observed.agents[&nodes[0].id].report, 0);
+    assert!(matches!(order, Order::Stage { keep_raft_copy: true, .. }), "{order:?}");
+    let refusals = refuse::staged(&observed, &all, &rollout.request.policy);
+    let named: Vec<_> = refusals.iter().filter_map(|refusal| refusal.node.as_deref()).collect();
+    assert_eq!(named, ["m1", "w1"]);
+    assert!(refusals.iter().all(|refusal| refusal.hint.contains("requeen deploy")), "{refusals:?}");
+    // Nothing, on a worker, is an answer too.
+    for (node, bytes) in nodes.iter().zip([1 << 20, 0]) {
+        let Some(NodeState::Staged { preflight, .. }) =
+            observed.agents.get_mut(&node.id).map(|agent| &mut agent.report.state)
+        else {
+            panic!("{node:?} has not staged");
+        };
+        preflight.raft_copy_bytes = Some(bytes);
+    }
+    assert_eq!(refuse::staged(&observed, &all, &rollout.request.policy), []);
+}
+
+#[test]
 fn hold_drained_needs_somewhere_to_go() {
     let (_, observed, _) = swarm(&["m1", "m2", "m3"]);
     let all = observed.nodes.keys().cloned().collect();

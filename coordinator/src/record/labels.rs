@@ -208,6 +208,7 @@ mod tests {
                     start_timeout_secs: 60,
                     join_timeout_secs: 180,
                     not_after: Some("2026-11-21T13:00:00Z".parse().unwrap()),
+                    keep_raft_copy: true,
                 },
                 started_by_uid: 0,
                 started_at: "2026-11-21T12:00:00Z".parse().unwrap(),
@@ -284,6 +285,16 @@ mod tests {
         let labels = labels(&written);
         assert!(!labels.contains_key(LIFTED));
         assert_eq!(rollout(request.to_string().as_bytes(), &labels).unwrap(), written);
+    }
+
+    #[test]
+    fn a_record_of_a_version_that_knew_no_copies_reads() {
+        let mut written = rollout_of(every_step());
+        let mut request: serde_json::Value = serde_json::from_slice(&data(&written.request)).unwrap();
+        assert_eq!(request["policy"].as_object_mut().unwrap().remove("keep_raft_copy"), Some(true.into()));
+        written.request.policy.keep_raft_copy = false;
+        assert_eq!(rollout(request.to_string().as_bytes(), &labels(&written)).unwrap(), written);
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&data(&written.request)).unwrap(), request);
     }
 
     #[test]

@@ -25,6 +25,7 @@ fn rollout(id: &str, second: i64, phase: Phase) -> Rollout {
                 start_timeout_secs: 60,
                 join_timeout_secs: 180,
                 not_after: None,
+                keep_raft_copy: false,
             },
             started_by_uid: 0,
             started_at: at,

@@ -486,6 +486,7 @@ mod tests {
             stage_timeout_secs: u64::MAX,
             only_outdated: false,
             not_after: None,
+            keep_raft_copy: false,
         };
         let question = serde_json::to_vec(&args).unwrap();
         for path in ["POST /plan", "POST /rollouts"] {

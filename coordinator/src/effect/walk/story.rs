@@ -280,6 +280,7 @@ impl Story {
             stage_timeout_secs: 60,
             only_outdated: false,
             not_after: None,
+            keep_raft_copy: false,
         }
     }
 

@@ -533,6 +533,7 @@ fn staged(rollout: &RolloutId) -> NodeState {
             standalone: Vec::new(),
             containers: Vec::new(),
             containers_more: 0,
+            raft_copy_bytes: None,
             notes: Vec::new(),
         },
     }
