@@ -14,6 +14,7 @@
 
 mod autolock;
 mod containers;
+mod copies;
 mod cuts;
 mod diag;
 mod disk;
@@ -106,6 +107,7 @@ fn main() -> ExitCode {
                 .scenario("a_node_that_others_change_is_not_stopped", others::a_node_that_others_change_is_not_stopped),
             world.scenario("a_node_removed_in_the_middle_is_told_of", others::a_node_removed_in_the_middle_is_told_of),
             world.scenario("a_node_cut_off_before_its_stop", others::a_node_cut_off_before_its_stop_is_released),
+            world.scenario("a_managers_swarm_folder_is_copied", copies::a_managers_swarm_folder_is_copied),
             world.scenario("verbs_in_every_phase", verbs::verbs_in_every_phase),
             world.scenario("an_engine_that_others_start", surroundings::an_engine_that_others_start_is_the_one_it_says),
             world.scenario("a_start_limit_that_was_hit", surroundings::a_start_limit_that_was_hit_is_no_obstacle),
