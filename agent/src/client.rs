@@ -11,12 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use requeen_protocol::{
-    BUNDLE_PATH, COLLECT_HEADER, COLLECT_PATH, COLLECT_SECS, Collect, Digest, ErrorBody, LONG_POLL_SECS, NodeId, Order,
-    PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report, UNLOCK_HEADER, UnlockKey, WANTED_HEADER,
+    BUNDLE_PATH, CLOCK_HEADER, COLLECT_HEADER, COLLECT_PATH, COLLECT_SECS, Collect, Digest, ErrorBody, LONG_POLL_SECS,
+    NodeId, Order, PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report, UNLOCK_HEADER, UnlockKey, WANTED_HEADER,
 };
 use reqwest::Response;
 use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, RANGE};
 
+use crate::clock::{TimeOfDay, time_of_day};
 use crate::engine::api::{Manager, SwarmFacts};
 use crate::host::HostRoot;
 use crate::identity::{Files, IdentityError, Stamp};
@@ -116,6 +117,7 @@ pub struct Client {
     root: HostRoot,
     port: u16,
     keys: Keys,
+    time_of_day: TimeOfDay,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -138,7 +140,7 @@ impl Client {
     /// A client for coordinators on `port`. On a manager of an autolocked swarm it needs a key of `keys`; what coordinators
     /// give, it adds to them.
     pub fn new(root: &HostRoot, port: u16, keys: &Keys) -> Self {
-        Self { root: root.clone(), port, keys: keys.clone(), shared: Arc::default() }
+        Self { root: root.clone(), port, keys: keys.clone(), time_of_day, shared: Arc::default() }
     }
 
     /// Posts a report to a manager and waits for the answer. Dropping the future withdraws the report. `heard_of` is the
@@ -152,7 +154,7 @@ impl Client {
     ) -> Result<Answer, ClientError> {
         let http = self.http(swarm)?;
         let request = http.post(self.url(manager, REPORT_PATH)).timeout(REPORT_LIMIT);
-        let request = request.header(COLLECT_HEADER, heard_of).json(report);
+        let request = request.header(COLLECT_HEADER, heard_of).header(CLOCK_HEADER, (self.time_of_day)()).json(report);
         let answer = async { accepted(request.send().await?).await };
         let why = match answer.await {
             Ok(Ok(response)) => {

@@ -2,6 +2,7 @@
 //! starts anew with every boot, which is why the boot's ID always goes with it.
 
 use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,15 @@ pub fn boot_time() -> BootTime {
     let secs = u64::try_from(now.tv_sec()).unwrap_or_default();
     let nanos = u64::try_from(now.tv_nsec()).unwrap_or_default();
     BootTime(secs * 1000 + nanos / 1_000_000)
+}
+
+/// Tells the time of day, seconds since 1970. Somebody may set it at any time: it is good for being told, and for nothing
+/// that is counted.
+pub type TimeOfDay = fn() -> u64;
+
+/// The kernel's time of day; 0 before 1970.
+pub fn time_of_day() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// The ID of the boot that runs.

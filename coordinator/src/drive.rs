@@ -14,10 +14,10 @@ use requeen_protocol::{NodeId, RolloutId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::clocks::Told;
 use crate::effect::{InSwarm, perform};
 use crate::observe::ObserveError;
 use crate::ops::Ops;
-use crate::ops::view::millis_between;
 use crate::plan::model::{Availability, Entry, Observed, Phase, Rollout, Step};
 use crate::plan::{self, Move, owner, rebuild};
 use crate::record::{self, RecordError, Stored, Trouble, is_open};
@@ -128,6 +128,7 @@ pub async fn run(ops: Arc<Ops>, shutdown: CancellationToken) {
 /// One round. Everything that it does is safe to do twice.
 async fn round(ops: &Ops, log: &mut Log, watch: &mut Watch) -> Result<Pace, RoundError> {
     let observed = ops.observe().await?;
+    log.clocks.tell(&ops.hub.clocks.off(), &observed);
     let docker = ops.engine.client().await?;
     let _turn = ops.turn.lock().await;
     // While it was waited for, agents may have spoken, or what they had said may have been forgotten.
@@ -178,7 +179,7 @@ async fn round(ops: &Ops, log: &mut Log, watch: &mut Watch) -> Result<Pace, Roun
     ops.took_over();
     log.drives(rollout);
 
-    let next = with_moves(rollout, &plan.moves, &observed, now);
+    let next = with_moves(rollout, &plan.moves, &observed, now, ops.elapsed_ms(rollout));
     if next != *rollout {
         match record::write(&docker, &stored, &next).await {
             // Somebody else wrote: what was planned is not so any more.
@@ -275,10 +276,9 @@ fn show_waiting(ops: &Ops) {
     }
 }
 
-/// The rollout with the moves that belong into its record, and a sign of life where one is due.
-fn with_moves(rollout: &Rollout, moves: &[Move], observed: &Observed, now: Timestamp) -> Rollout {
+/// The rollout, which has run for `ms`, with the moves that belong into its record, and a sign of life where one is due.
+fn with_moves(rollout: &Rollout, moves: &[Move], observed: &Observed, now: Timestamp, ms: u64) -> Rollout {
     let mut next = rollout.clone();
-    let ms = millis_between(rollout.request.started_at, now);
     for planned in moves {
         match planned {
             Move::Record { node, step } => {
@@ -303,8 +303,12 @@ fn with_moves(rollout: &Rollout, moves: &[Move], observed: &Observed, now: Times
             Move::SetAvailability { .. } => {}
         }
     }
-    if next != *rollout || millis_between(rollout.owner.renewed, now) >= RENEW_MS {
+    // Not by the time of day: set back, it would leave the owner without a sign of life for as long, and another
+    // coordinator would take the rollout over.
+    let due = rollout.owner.elapsed_ms.is_none_or(|renewed| ms.saturating_sub(renewed) >= RENEW_MS);
+    if next != *rollout || due {
         next.owner.renewed = now;
+        next.owner.elapsed_ms = Some(ms);
     }
     next
 }
@@ -339,6 +343,7 @@ struct Log {
     driven: Option<RolloutId>,
     watched: Option<(RolloutId, u64)>,
     lost: Option<RolloutId>,
+    clocks: Told,
 }
 
 impl Log {
@@ -397,7 +402,8 @@ impl Log {
     }
 
     fn nothing_open(&mut self) {
-        *self = Self { trouble: self.trouble.take(), ..Self::default() };
+        let clocks = std::mem::take(&mut self.clocks);
+        *self = Self { trouble: self.trouble.take(), clocks, ..Self::default() };
     }
 
     fn steps(&self, before: &Rollout, after: &Rollout) {
@@ -421,5 +427,48 @@ impl Log {
                 Phase::Aborting => tracing::info!(%rollout, "aborting"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::model::{ManagerPolicy, Role};
+    use crate::plan::simulation;
+
+    /// A rollout in which nothing moves, as its owner renewed it after a minute.
+    fn renewed() -> Rollout {
+        let nodes = [simulation::node("m1", Role::Manager)];
+        let mut rollout = simulation::rollout(&nodes, simulation::policy(ManagerPolicy::Rolling, 1));
+        (rollout.owner.renewed, rollout.owner.elapsed_ms) = (second(60), Some(60_000));
+        rollout
+    }
+
+    fn second(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn the_owner_gives_signs_of_life_whatever_is_done_to_the_time_of_day() {
+        let rollout = renewed();
+        let observed = Observed {
+            me: "m1".into(),
+            has_leader: true,
+            nodes: BTreeMap::new(),
+            tasks: Vec::new(),
+            global_services: Vec::new(),
+            agents: BTreeMap::new(),
+            autolocked: false,
+        };
+        let after = |now: i64, ms: u64| with_moves(&rollout, &[], &observed, second(now), ms);
+        assert_eq!(after(69, 69_000), rollout, "too early");
+        // The others look at whether it changes, not at what it says.
+        for now in [70, 70 - 3600, 70 + 3600] {
+            let next = after(now, 70_000);
+            assert_eq!((next.owner.renewed, next.owner.elapsed_ms), (second(now), Some(70_000)));
+        }
+        assert_eq!(after(69 + 3600, 69_000), rollout, "an hour on the clock is none");
+        let replaced = owner::taken_over(&rollout, &"m2".into(), second(61));
+        assert_eq!(replaced.owner.elapsed_ms, Some(60_000), "what has passed has passed");
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use requeen_protocol::{Collect, Digest, NodeId, NodeState, Order, Report, RolloutId, Speaker};
 use tokio::sync::watch;
 
+use crate::clocks::Clocks;
 use crate::diag::collection::{Collections, OpenCollection};
 use crate::plan::errand::{self, Errand};
 use crate::plan::model::{AgentView, Rollout};
@@ -25,6 +26,8 @@ pub struct Hub {
     changed: watch::Sender<u64>,
     /// What is collected for a bug report, beside all that concerns rollouts.
     pub(crate) collections: Arc<Collections>,
+    /// What agents say of the time of day.
+    pub(crate) clocks: Clocks,
 }
 
 #[derive(Default)]
@@ -98,7 +101,13 @@ impl Default for Hub {
 impl Hub {
     /// An empty hub.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, held: Mutex::default(), changed: watch::Sender::new(0), collections: Arc::default() }
+        let (changed, collections, clocks) = (watch::Sender::new(0), Arc::default(), Clocks::default());
+        Self { clock, held: Mutex::default(), changed, collections, clocks }
+    }
+
+    /// This moment, by the clock that nobody sets.
+    pub(crate) fn now(&self) -> Instant {
+        (self.clock)()
     }
 
     /// Stores an agent's word. A task's word does not replace that of an executor that is connected:

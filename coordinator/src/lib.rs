@@ -6,6 +6,7 @@
 pub mod api;
 pub mod bundle;
 pub mod cli;
+mod clocks;
 pub mod deploy;
 pub mod diag;
 pub mod drive;

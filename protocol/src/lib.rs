@@ -68,6 +68,10 @@ pub const COLLECT_HEADER: &str = "requeen-collect";
 /// Value of [`COLLECT_HEADER`] in a report of an agent that has heard of none.
 pub const NO_COLLECTION: &str = "none";
 
+/// Header of reports: the sender's time of day, seconds since 1970. It is compared with the coordinator's and used for
+/// nothing else; agents of earlier versions do not say it.
+pub const CLOCK_HEADER: &str = "requeen-clock";
+
 /// `POST` with a collection's ID appended: the sender's part of it, a tarball of at most
 /// [`MAX_COLLECTED`] bytes.
 pub const COLLECT_PATH: &str = "/v1/collect/";

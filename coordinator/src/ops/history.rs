@@ -1,7 +1,5 @@
 //! The rollouts on record: what the swarm keeps of the last ones.
 
-use jiff::Timestamp;
-
 use super::failure::refused;
 use super::{Ops, view};
 use crate::api::{Failure, HistoryView, NodeHistory, RolloutHistory, RolloutSummary, UnreadableRecord};
@@ -12,9 +10,9 @@ impl Ops {
     /// Every rollout on record, newest first.
     pub async fn history(&self) -> Result<HistoryView, Failure> {
         let (stored, unread) = self.records().await?;
-        let now = (self.world.now)();
+        let summary = |stored: &Stored| summary(&stored.rollout, self.elapsed_ms(&stored.rollout));
         Ok(HistoryView {
-            rollouts: stored.iter().rev().map(|stored| summary(&stored.rollout, now)).collect(),
+            rollouts: stored.iter().rev().map(summary).collect(),
             unreadable: unread.into_iter().map(unreadable).collect(),
         })
     }
@@ -23,7 +21,7 @@ impl Ops {
     pub async fn rollout_history(&self, wanted: &str) -> Result<RolloutHistory, Failure> {
         let (stored, unread) = self.records().await?;
         let rollout = pick(&stored, &unread, wanted)?;
-        Ok(whole(rollout, (self.world.now)()))
+        Ok(whole(rollout, self.elapsed_ms(rollout)))
     }
 
     async fn records(&self) -> Result<(Vec<Stored>, Vec<Unread>), Failure> {
@@ -66,7 +64,7 @@ fn pick<'a>(stored: &'a [Stored], unread: &[Unread], wanted: &str) -> Result<&'a
     })
 }
 
-fn summary(rollout: &Rollout, now: Timestamp) -> RolloutSummary {
+fn summary(rollout: &Rollout, elapsed_ms: u64) -> RolloutSummary {
     let upgraded = |entry: &&Entry| match &entry.step {
         Step::Held { outcome, .. } | Step::Restoring { outcome, .. } | Step::Done { outcome } => {
             matches!(outcome, Outcome::Upgraded { .. })
@@ -82,11 +80,11 @@ fn summary(rollout: &Rollout, now: Timestamp) -> RolloutSummary {
         nodes: rollout.nodes.len(),
         phase: rollout.phase.clone(),
         ended_at: view::ended_at(rollout),
-        elapsed_ms: view::elapsed_ms(rollout, now),
+        elapsed_ms,
     }
 }
 
-fn whole(rollout: &Rollout, now: Timestamp) -> RolloutHistory {
+fn whole(rollout: &Rollout, elapsed_ms: u64) -> RolloutHistory {
     let mut steps: Vec<_> = rollout
         .nodes
         .iter()
@@ -104,7 +102,7 @@ fn whole(rollout: &Rollout, now: Timestamp) -> RolloutHistory {
     // Those that never moved come last.
     steps.sort_by_key(|node| (granted(node).unwrap_or(u64::MAX), node.role, node.hostname.clone()));
     RolloutHistory {
-        summary: summary(rollout, now),
+        summary: summary(rollout, elapsed_ms),
         policy: rollout.request.policy.clone(),
         limit_lifted: rollout.limit_lifted,
         steps,

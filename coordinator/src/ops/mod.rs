@@ -6,6 +6,7 @@
 //! [`verify`] and [`undeploy`] are about what rollouts leave behind.
 
 mod drift;
+mod elapsed;
 mod errand;
 mod failure;
 mod history;
@@ -23,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use requeen_protocol::{BundleRef, Digest, NodeId, RolloutId};
@@ -40,8 +41,8 @@ use crate::probe::{self, ProbeReport};
 use crate::record::{self, is_open};
 use failure::{phase_words, refused};
 
-/// How old an observation may be to be shown, milliseconds.
-const FRESH_MS: u64 = 1000;
+/// How old an observation may be to be shown.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// How long a rollout's owner may be silent before another coordinator takes the rollout over, unless `serve` is told
 /// otherwise.
@@ -85,7 +86,7 @@ pub struct Ops {
     pub(crate) engine: Arc<Engine>,
     pub(crate) world: World,
     /// Since when agents can be heard.
-    begun: Timestamp,
+    begun: Instant,
     data_dir: PathBuf,
     /// Held while a plan or a rollout is being prepared, or agents are on an errand: the hub holds one of each.
     preparing: tokio::sync::Mutex<()>,
@@ -100,13 +101,15 @@ pub struct Ops {
     take_over: AtomicBool,
     record_read: AtomicBool,
     known: Mutex<Known>,
+    /// How long the open rollout has run.
+    counted: Mutex<Option<elapsed::Counted>>,
     bundles: Mutex<BTreeMap<Digest, BundleRef>>,
 }
 
 /// What was seen last, for `status` and for times without a leader.
 #[derive(Default)]
 struct Known {
-    observed: Option<(Timestamp, Observed)>,
+    observed: Option<(Instant, Observed)>,
     /// Whether the last look at the swarm failed.
     blind: bool,
     /// The open rollout, or the last one.
@@ -124,11 +127,12 @@ impl Ops {
 
     /// [`Self::new`] with another time and randomness.
     pub fn in_world(hub: Arc<Hub>, engine: Arc<Engine>, data_dir: PathBuf, world: World) -> Self {
+        let begun = hub.now();
         Self {
             hub,
             engine,
             world,
-            begun: (world.now)(),
+            begun,
             data_dir,
             preparing: tokio::sync::Mutex::default(),
             turn: tokio::sync::Mutex::default(),
@@ -137,15 +141,16 @@ impl Ops {
             take_over: AtomicBool::new(false),
             record_read: AtomicBool::new(false),
             known: Mutex::default(),
+            counted: Mutex::default(),
             bundles: Mutex::default(),
         }
     }
 
     /// Where everything stands. While the managers have no leader: where it stood.
     pub async fn status(&self) -> Result<StatusView, Failure> {
-        let now = (self.world.now)();
+        let now = self.hub.now();
         let fresh = |known: &Known| {
-            known.observed.as_ref().is_some_and(|(then, _)| view::millis_between(*then, now) < FRESH_MS)
+            known.observed.as_ref().is_some_and(|(then, _)| now.saturating_duration_since(*then) < FRESH)
         };
         if !fresh(&self.known())
             && let Err(failure) = self.look().await
@@ -157,7 +162,10 @@ impl Ops {
             return Err(refused("nothing has been seen of the swarm yet", "try again"));
         };
         let known = self.known();
-        Ok(view::status(&observed, known.rollout.as_ref(), &known.waiting, &known.orphans, now))
+        let elapsed_ms = known.rollout.as_ref().map_or(0, |rollout| self.elapsed_ms(rollout));
+        let mut status = view::status(&observed, known.rollout.as_ref(), &known.waiting, &known.orphans, elapsed_ms);
+        view::name_clocks(&mut status, &self.hub.clocks.off());
+        Ok(status)
     }
 
     /// Looks at swarm and record for [`Self::status`], for a bounded time.
@@ -395,7 +403,7 @@ impl Ops {
                 // told of none would forget what it holds.
                 self.hub.set_has_leader(observed.has_leader && self.record_read.load(Ordering::Acquire));
                 let mut known = self.known();
-                known.observed = Some(((self.world.now)(), observed.clone()));
+                known.observed = Some((self.hub.now(), observed.clone()));
                 known.blind = false;
             }
             Err(_) => {

@@ -379,7 +379,7 @@ impl Ops {
                 excluded: wish.all_but.clone().unwrap_or_default(),
             },
             phase: Phase::Running,
-            owner: Owner { node: prepared.observed.me.clone(), epoch, renewed: now },
+            owner: Owner { node: prepared.observed.me.clone(), epoch, renewed: now, elapsed_ms: Some(0) },
             nodes,
             limit_lifted: false,
         };

@@ -1,7 +1,6 @@
 //! The operator's word that a silent node's slot is free: what is known of the node first, then the word.
 //! Whether it may be said is [`freed::may_free`]'s to decide.
 
-use jiff::Timestamp;
 use requeen_protocol::{NodeId, NodeState};
 
 use super::failure::refused;
@@ -17,11 +16,11 @@ impl Ops {
     pub async fn release(&self, args: ReleaseArgs, uid: u32) -> Result<ReleaseView, Failure> {
         let seen = self.observe().await?;
         let look = |rollout: &Rollout| {
-            let now = (self.world.now)();
             // What agents have said since counts.
             let observed = Observed { agents: self.hub.agents(), ..seen.clone() };
-            let listening_secs = view::millis_between(self.begun, now) / 1000;
-            known(rollout, &observed, &args.node, listening_secs, now).map(|(id, view)| (id, view, now))
+            let listening_secs = self.hub.now().saturating_duration_since(self.begun).as_secs();
+            let elapsed_ms = self.elapsed_ms(rollout);
+            known(rollout, &observed, &args.node, listening_secs, elapsed_ms).map(|(id, view)| (id, view, elapsed_ms))
         };
         let Some(at) = &args.at else {
             let docker = self.engine.client().await?;
@@ -31,15 +30,14 @@ impl Ops {
         };
         let mut shown = None;
         self.change(|rollout| {
-            let (id, view, now) = look(rollout)?;
+            let (id, view, elapsed_ms) = look(rollout)?;
             if view.step != *at {
                 let error = format!("node {} was {at} when it was looked at, and is {} now", view.hostname, view.step);
                 return Err(refused(error, "look again: `requeen release` without `--yes`"));
             }
-            let started = rollout.request.started_at;
             if let Some(entry) = rollout.nodes.get_mut(&id) {
                 entry.step = freed::freed(entry, seen.nodes.get(&id), uid);
-                entry.times.push((entry.step.name().to_owned(), view::millis_between(started, now)));
+                entry.times.push((entry.step.name().to_owned(), elapsed_ms));
                 tracing::warn!(
                     rollout = %rollout.request.id, node = entry.hostname, uid, step = at.as_str(),
                     "slot released by the operator"
@@ -59,7 +57,7 @@ fn known(
     observed: &Observed,
     name: &str,
     listening_secs: u64,
-    now: Timestamp,
+    elapsed_ms: u64,
 ) -> Result<(NodeId, ReleaseView), Failure> {
     let (id, entry) = resolve(rollout, name)?;
     let host = &entry.hostname;
@@ -99,7 +97,7 @@ fn known(
         swarm: node.map(seen_node),
         before: freed::before(&entry.step),
         step: entry.step.name().to_owned(),
-        since_ms: view::since_ms(rollout, entry, now),
+        since_ms: view::since_ms(entry, elapsed_ms),
         agent: agent.map(|agent| agent.report.state.clone()),
         said: agent.map(|agent| said(&agent.report.state)),
         silent_secs: agent.map(|agent| agent.silent_secs),

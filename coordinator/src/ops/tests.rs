@@ -14,6 +14,7 @@ use crate::drive;
 use crate::observe::fake::Fake;
 use crate::plan::model::Outcome;
 
+mod clocks;
 mod console;
 
 const TO: &str = "26.1.5";
@@ -44,10 +45,13 @@ struct Lab {
 thread_local! {
     /// How far the test's clocks are ahead, seconds. Each test has its own thread.
     static AHEAD: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    /// By how much somebody has set the time of day beside that, seconds.
+    static SET_BY: std::cell::Cell<i64> = const { std::cell::Cell::new(0) };
 }
 
 fn later() -> Timestamp {
-    Timestamp::now().checked_add(ahead()).unwrap()
+    let set_by = jiff::SignedDuration::from_secs(SET_BY.get());
+    Timestamp::now().checked_add(ahead()).unwrap().checked_add(set_by).unwrap()
 }
 
 fn ahead() -> Duration {

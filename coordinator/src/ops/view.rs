@@ -7,6 +7,8 @@ use requeen_protocol::{NodeId, NodeState, Problem, RolloutId, Target};
 
 use super::standalone;
 use crate::api::{LeftOut, NodeStatus, PlanView, PlannedNode, RolloutView, StatusView, TimeLimit};
+use crate::clocks;
+use crate::plan::SILENT_SECS;
 use crate::plan::freed;
 use crate::plan::locked;
 use crate::plan::model::{AgentView, Availability, Entry, IN_WORK, Observed, Role, Rollout, Step};
@@ -26,12 +28,16 @@ pub(super) fn status(
     rollout: Option<&Rollout>,
     waiting: &BTreeMap<NodeId, WaitingFor>,
     orphans: &BTreeSet<RolloutId>,
-    now: Timestamp,
+    elapsed_ms: u64,
 ) -> StatusView {
     let everyone = observed.nodes.keys().cloned().collect();
     let removed = rollout.filter(|rollout| is_open(rollout)).into_iter().flat_map(|rollout| {
         let gone = |(id, entry): &(&NodeId, &Entry)| entry.step.in_work() && !observed.nodes.contains_key(*id);
-        rollout.nodes.iter().filter(gone).map(|(id, entry)| removed_node(observed, rollout, id, entry, waiting, now))
+        rollout
+            .nodes
+            .iter()
+            .filter(gone)
+            .map(|(id, entry)| removed_node(observed, rollout, id, entry, waiting, elapsed_ms))
     });
     let nodes = refuse::order(observed, &everyone)
         .into_iter()
@@ -65,7 +71,7 @@ pub(super) fn status(
                 engine: node.engine_version.clone(),
                 step: entry.map(|entry| entry.step.clone()),
                 times: entry.map(|entry| entry.times.clone()).unwrap_or_default(),
-                since_ms: open.zip(entry).map(|(rollout, entry)| since_ms(rollout, entry, now)),
+                since_ms: open.and(entry).map(|entry| since_ms(entry, elapsed_ms)),
                 agent: agent.map(|agent| agent.report.state.clone()),
                 silent_secs: agent.map(|agent| agent.silent_secs),
                 why: why.as_ref().map(|why| with_trouble(why, entry, &troubles)),
@@ -79,9 +85,19 @@ pub(super) fn status(
         server_version: env!("CARGO_PKG_VERSION").to_owned(),
         server_node: hostname(observed, &observed.me),
         has_leader: observed.has_leader,
-        rollout: rollout.map(|rollout| rollout_view(observed, rollout, now)),
+        rollout: rollout.map(|rollout| rollout_view(observed, rollout, elapsed_ms)),
         without_record: orphans.iter().cloned().collect(),
         nodes,
+    }
+}
+
+/// Adds to what is wrong on each node that its clock is off, as long as it is heard.
+pub(super) fn name_clocks(status: &mut StatusView, off: &BTreeMap<NodeId, i64>) {
+    let here = status.server_node.clone();
+    for node in &mut status.nodes {
+        let heard = node.silent_secs.is_some_and(|secs| secs <= SILENT_SECS);
+        let ahead = off.get(&NodeId::from(node.id.as_str())).filter(|_| heard);
+        node.troubles.extend(ahead.map(|ahead| clocks::trouble(*ahead, &here)));
     }
 }
 
@@ -92,7 +108,7 @@ fn removed_node(
     id: &NodeId,
     entry: &Entry,
     waiting: &BTreeMap<NodeId, WaitingFor>,
-    now: Timestamp,
+    elapsed_ms: u64,
 ) -> NodeStatus {
     let (agent, why) = (observed.agents.get(id), waiting.get(id).cloned());
     NodeStatus {
@@ -105,7 +121,7 @@ fn removed_node(
         engine: entry.from.clone(),
         step: Some(entry.step.clone()),
         times: entry.times.clone(),
-        since_ms: Some(since_ms(rollout, entry, now)),
+        since_ms: Some(since_ms(entry, elapsed_ms)),
         agent: agent.map(|agent| agent.report.state.clone()),
         silent_secs: agent.map(|agent| agent.silent_secs),
         why: why.as_ref().map(ToString::to_string),
@@ -131,26 +147,27 @@ fn troubles(entry: Option<&Entry>, agent: Option<&AgentView>, rollout: Option<&R
     if now.is_empty() { entry.troubles.clone() } else { now }
 }
 
-pub(super) fn since_ms(rollout: &Rollout, entry: &Entry, now: Timestamp) -> u64 {
-    let began = entry.times.last().map_or(0, |(_, ms)| *ms);
-    millis_between(rollout.request.started_at, now).saturating_sub(began)
+/// How long a node's step has lasted in a rollout that has run for so long, milliseconds.
+pub(super) fn since_ms(entry: &Entry, elapsed_ms: u64) -> u64 {
+    elapsed_ms.saturating_sub(entry.times.last().map_or(0, |(_, began)| *began))
 }
 
-fn rollout_view(observed: &Observed, rollout: &Rollout, now: Timestamp) -> RolloutView {
+fn rollout_view(observed: &Observed, rollout: &Rollout, elapsed_ms: u64) -> RolloutView {
     RolloutView {
         id: rollout.request.id.clone(),
         to: target_words(&rollout.request.target),
         phase: rollout.phase.clone(),
         owner: hostname(observed, &rollout.owner.node),
         started_at: rollout.request.started_at.to_string(),
-        elapsed_ms: elapsed_ms(rollout, now),
+        elapsed_ms,
         limit: rollout.request.policy.not_after.map(|not_after| TimeLimit { not_after, lifted: rollout.limit_lifted }),
     }
 }
 
-/// Milliseconds since the rollout began, or until it ended.
-pub(super) fn elapsed_ms(rollout: &Rollout, now: Timestamp) -> u64 {
-    millis_between(rollout.request.started_at, ended_at(rollout).unwrap_or(now))
+/// How long a rollout took that has ended, milliseconds.
+pub(super) fn took_ms(rollout: &Rollout) -> Option<u64> {
+    let ended = ended_at(rollout)?;
+    Some(rollout.owner.elapsed_ms.unwrap_or_else(|| millis_between(rollout.request.started_at, ended)))
 }
 
 /// When the rollout ended: the last write of a record that has ended is its end.
@@ -338,7 +355,7 @@ mod tests {
                 excluded: Default::default(),
             },
             phase,
-            owner: Owner { node: NodeId::from("m1"), epoch: 1, renewed: at(60) },
+            owner: Owner { node: NodeId::from("m1"), epoch: 1, renewed: at(60), elapsed_ms: None },
             nodes: ["m1", "m2"].map(NodeId::from).into_iter().zip(steps.map(entry)).collect(),
             limit_lifted: false,
         }
@@ -355,13 +372,15 @@ mod tests {
     #[test]
     fn managers_that_an_abort_leaves_drained_are_named() {
         let done = Step::Done { outcome: Outcome::Untouched };
-        let aborted = rollout(Phase::Ended { aborted: true }, [held(), done]);
-        let view = status(&swarm(), Some(&aborted), &BTreeMap::new(), &BTreeSet::new(), at(100));
+        let mut aborted = rollout(Phase::Ended { aborted: true }, [held(), done]);
+        let view = status(&swarm(), Some(&aborted), &BTreeMap::new(), &BTreeSet::new(), 100_000);
         let (kept, other) = (shown(&view, "m1"), shown(&view, "m2"));
         assert_eq!((&kept.waiting, &other.waiting), (&Some(WaitingFor::KeptDrained), &None));
         assert!(kept.why.as_ref().unwrap().contains("docker node update --availability active"));
         assert_eq!(kept.since_ms, None);
-        assert_eq!(view.rollout.unwrap().elapsed_ms, 60_000, "the clock stops with the last write");
+        assert_eq!(took_ms(&aborted), Some(60_000), "the clock stops with the last write");
+        aborted.owner.elapsed_ms = Some(50_000);
+        assert_eq!(took_ms(&aborted), Some(50_000), "somebody set the time of day meanwhile");
     }
 
     #[test]
@@ -370,7 +389,7 @@ mod tests {
         let mut rollout = rollout(Phase::Ended { aborted: false }, [done(), done()]);
         let entry = rollout.nodes.get_mut(&NodeId::from("m1")).unwrap();
         entry.times.extend([("failed".to_owned(), 9000), ("upgraded".to_owned(), 9900)]);
-        let view = status(&swarm(), Some(&rollout), &BTreeMap::new(), &BTreeSet::new(), at(100));
+        let view = status(&swarm(), Some(&rollout), &BTreeMap::new(), &BTreeSet::new(), 100_000);
         assert_eq!(shown(&view, "m1").waiting, Some(WaitingFor::LeftDrained));
         assert_eq!(shown(&view, "m2").waiting, None);
     }
@@ -381,7 +400,7 @@ mod tests {
         let working = Step::Working { lease, before: Availability::Active, work: Work::Emptying };
         let open = rollout(Phase::Running, [held(), working]);
         let waiting = BTreeMap::from([(NodeId::from("m2"), WaitingFor::Drain)]);
-        let view = status(&swarm(), Some(&open), &waiting, &BTreeSet::new(), at(100));
+        let view = status(&swarm(), Some(&open), &waiting, &BTreeSet::new(), 100_000);
         let drained = shown(&view, "m2");
         assert_eq!(drained.since_ms, Some(97_000));
         assert_eq!(drained.why.as_deref(), Some("being drained"));
@@ -415,12 +434,12 @@ mod tests {
         let waiting = BTreeMap::from([(NodeId::from("m2"), removed)]);
         let mut swarm = swarm();
         swarm.nodes.remove(&NodeId::from("m2"));
-        let view = status(&swarm, Some(&open), &waiting, &BTreeSet::new(), at(100));
+        let view = status(&swarm, Some(&open), &waiting, &BTreeSet::new(), 100_000);
         let gone = shown(&view, "m2");
         assert_eq!((gone.hostname.as_str(), gone.ready), ("host", false));
         assert!(gone.why.as_ref().unwrap().ends_with("then `requeen release host`"), "{:?}", gone.why);
         open.nodes.get_mut(&NodeId::from("m2")).unwrap().step = Step::Done { outcome: Outcome::Untouched };
-        let view = status(&swarm, Some(&open), &BTreeMap::new(), &BTreeSet::new(), at(100));
+        let view = status(&swarm, Some(&open), &BTreeMap::new(), &BTreeSet::new(), 100_000);
         assert!(view.nodes.iter().all(|node| node.id != "m2"), "{:?}", view.nodes);
     }
 
@@ -448,7 +467,7 @@ mod tests {
         };
         observed.agents.insert(NodeId::from("m2"), AgentView { report, silent_secs: 0, state_secs: 0 });
         let waiting = BTreeMap::from([(NodeId::from("m2"), WaitingFor::Links)]);
-        let view = status(&observed, Some(&open), &waiting, &BTreeSet::new(), at(100));
+        let view = status(&observed, Some(&open), &waiting, &BTreeSet::new(), 100_000);
         assert_eq!(shown(&view, "m1").troubles, [trouble("container db")], "as it was when its work ended");
         let working = shown(&view, "m2");
         assert_eq!(working.troubles, [trouble("no space left")]);

@@ -224,6 +224,9 @@ pub struct Owner {
     pub epoch: u64,
     /// When it last renewed the record.
     pub renewed: Timestamp,
+    /// How long the rollout had run then, milliseconds, by a clock that nobody sets. Records of earlier versions have no such word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elapsed_ms: Option<u64>,
 }
 
 /// How a node ended.

@@ -17,7 +17,7 @@ pub fn taken_over(rollout: &Rollout, by: &NodeId, now: Timestamp) -> Rollout {
 /// The rollout with `by` as its owner, in this epoch.
 pub(crate) fn with_epoch(rollout: &Rollout, by: &NodeId, epoch: u64, now: Timestamp) -> Rollout {
     let mut next = rollout.clone();
-    next.owner = Owner { node: by.clone(), epoch, renewed: now };
+    next.owner = Owner { node: by.clone(), epoch, renewed: now, elapsed_ms: rollout.owner.elapsed_ms };
     for entry in next.nodes.values_mut() {
         match &mut entry.step {
             Step::Working { lease: LeaseRecord { epoch: of_lease, .. }, .. } => *of_lease = epoch,

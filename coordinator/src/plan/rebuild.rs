@@ -83,7 +83,7 @@ pub fn rebuild(observed: &Observed, id: &RolloutId, epoch: u64, now: Timestamp) 
         let troubles = Vec::new();
         nodes.insert(node.clone(), Entry { hostname, role: view.role, from, step, times, joined: false, troubles });
     }
-    let owner = Owner { node: observed.me.clone(), epoch, renewed: now };
+    let owner = Owner { node: observed.me.clone(), epoch, renewed: now, elapsed_ms: None };
     Some(Rollout { request, phase: Phase::Running, owner, nodes, limit_lifted: false })
 }
 

@@ -104,7 +104,7 @@ pub(crate) fn rollout(nodes: &[NodeView], policy: Policy) -> Rollout {
             excluded: BTreeSet::new(),
         },
         phase: Phase::Running,
-        owner: Owner { node: nodes[0].id.clone(), epoch: 1, renewed: Timestamp::UNIX_EPOCH },
+        owner: Owner { node: nodes[0].id.clone(), epoch: 1, renewed: Timestamp::UNIX_EPOCH, elapsed_ms: None },
         nodes: nodes
             .iter()
             .map(|view| {

@@ -221,6 +221,7 @@ mod tests {
                 node: NodeId::from("m1"),
                 epoch: u64::MAX,
                 renewed: "2026-11-21T12:00:20.123456Z".parse().unwrap(),
+                elapsed_ms: Some(20_123),
             },
             nodes: steps
                 .into_iter()
@@ -295,6 +296,17 @@ mod tests {
         written.request.policy.keep_raft_copy = false;
         assert_eq!(rollout(request.to_string().as_bytes(), &labels(&written)).unwrap(), written);
         assert_eq!(serde_json::from_slice::<serde_json::Value>(&data(&written.request)).unwrap(), request);
+    }
+
+    #[test]
+    fn a_record_of_a_version_that_did_not_count_reads() {
+        let mut written = rollout_of(every_step());
+        let mut labels = labels(&written);
+        let mut owner: serde_json::Value = label(&labels, OWNER).unwrap();
+        assert_eq!(owner.as_object_mut().unwrap().remove("elapsed_ms"), Some(20_123.into()));
+        labels.insert(OWNER.to_owned(), owner.to_string());
+        written.owner.elapsed_ms = None;
+        assert_eq!(rollout(&data(&written.request), &labels).unwrap(), written);
     }
 
     #[test]

@@ -172,8 +172,10 @@ pub async fn load_each(docker: &Docker) -> Result<(Vec<Stored>, Vec<Unread>), Re
     Ok((all, unread))
 }
 
-fn age(stored: &Stored) -> (jiff::Timestamp, &RolloutId) {
-    (stored.rollout.request.started_at, &stored.rollout.request.id)
+/// What orders records. Epochs grow from rollout to rollout, whatever is done to the clocks of managers.
+fn age(stored: &Stored) -> (u64, jiff::Timestamp, &RolloutId) {
+    let Rollout { request, owner, .. } = &stored.rollout;
+    (owner.epoch, request.started_at, &request.id)
 }
 
 fn read(config: Config) -> Option<Result<Stored, Unread>> {

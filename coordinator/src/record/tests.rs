@@ -34,7 +34,7 @@ fn rollout(id: &str, second: i64, phase: Phase) -> Rollout {
             excluded: Default::default(),
         },
         phase,
-        owner: Owner { node: NodeId::from("m1"), epoch: 1, renewed: at },
+        owner: Owner { node: NodeId::from("m1"), epoch: 1, renewed: at, elapsed_ms: None },
         nodes: BTreeMap::new(),
         limit_lifted: false,
     }
@@ -140,4 +140,19 @@ async fn a_record_that_does_not_read_is_no_reason_to_go_on() {
     fake.world().configs.get_mut("requeen-r1").unwrap()["Spec"]["Labels"] = labels.clone();
     create(&docker, &rollout("r2", 2, Phase::Running)).await.unwrap();
     assert!(load_each(&docker).await.unwrap().1[0].ended);
+}
+
+#[tokio::test]
+async fn the_last_one_is_told_by_its_epoch_and_not_by_the_time_of_day() {
+    let fake = Fake::start(&["m1"], &[]);
+    let docker = docker(&fake.socket()).await.unwrap();
+    let ended = |id, second, epoch| {
+        let mut rollout = rollout(id, second, Phase::Ended { aborted: false });
+        rollout.owner.epoch = epoch;
+        rollout
+    };
+    create(&docker, &ended("r1", 3600, 1)).await.unwrap();
+    // The manager's clock was set back in between.
+    create(&docker, &ended("r0", 60, 2)).await.unwrap();
+    assert_eq!(load_last(&docker).await.unwrap().unwrap().rollout.request.id.as_str(), "r0");
 }

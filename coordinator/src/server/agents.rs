@@ -19,11 +19,13 @@ use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use jiff::Timestamp;
 use nix::sys::socket::{setsockopt, sockopt};
 use requeen_protocol::{
-    BUNDLE_PATH, COLLECT_HEADER, COLLECT_PATH, Collect, Digest, ErrorBody, LONG_POLL_SECS, MAX_COLLECTED, Order,
-    PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report, UnlockKey, WANTED_HEADER,
+    BUNDLE_PATH, CLOCK_HEADER, COLLECT_HEADER, COLLECT_PATH, Collect, Digest, ErrorBody, LONG_POLL_SECS, MAX_COLLECTED,
+    Order, PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report, UnlockKey, WANTED_HEADER,
 };
+use rustls::{AlertDescription, CertificateError};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -87,6 +89,8 @@ pub(crate) struct Agents<S> {
     pub(crate) refusals: Refusals,
     pub(crate) doors: Arc<Doors>,
     pub(crate) patience: Patience,
+    /// Tells the time of day here.
+    pub(crate) time_of_day: fn() -> Timestamp,
     /// How long an answer that would repeat the order seen is held.
     pub(crate) long_poll: Duration,
     /// The largest part of a collection, bytes.
@@ -99,7 +103,8 @@ impl<S> Agents<S> {
         let long_poll = Duration::from_secs(LONG_POLL_SECS);
         let (doors, patience) = (Arc::new(Doors::new(Limits::USUAL)), Patience::USUAL);
         let refusals = Refusals::default();
-        Self { gate, hub, bundles, refusals, doors, patience, long_poll, max_collected: MAX_COLLECTED }
+        let (time_of_day, max_collected) = (Timestamp::now, MAX_COLLECTED);
+        Self { gate, hub, bundles, refusals, doors, patience, time_of_day, long_poll, max_collected }
     }
 }
 
@@ -119,6 +124,11 @@ enum ConnectError {
     Own(FilesError),
     #[error("the TLS handshake failed: {0}")]
     Handshake(io::Error),
+    #[error(
+        "the TLS handshake failed: {0}; is the clock of that node right, and this manager's (`timedatectl`)? Engines make \
+         a new certificate before the old one expires"
+    )]
+    Clock(io::Error),
     #[error("the TLS handshake took too long")]
     Timeout,
     #[error("it has no client certificate")]
@@ -212,11 +222,32 @@ async fn talk<S: Swarm>(
 
 async fn greet<S: Swarm>(gate: &Gate<S>, stream: TcpStream) -> Result<(TlsStream<TcpStream>, PeerName), ConnectError> {
     let tls = gate.tls().await.map_err(ConnectError::Own)?;
-    let stream = TlsAcceptor::from(tls.config).accept(stream).await.map_err(ConnectError::Handshake)?;
+    let stream = TlsAcceptor::from(tls.config).accept(stream).await;
+    let stream =
+        stream.map_err(
+            |error| if is_of_time(&error) { ConnectError::Clock(error) } else { ConnectError::Handshake(error) },
+        )?;
     let (_, session) = stream.get_ref();
     let leaf = session.peer_certificates().and_then(|chain| chain.first()).ok_or(ConnectError::NoCertificate)?;
     let name = PeerName::of(leaf).map_err(ConnectError::Name)?;
     Ok((stream, name))
+}
+
+/// Whether one side takes the other's certificate for one of the past or of the future.
+fn is_of_time(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    match error {
+        Some(rustls::Error::InvalidCertificate(found)) => matches!(
+            found,
+            CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. }
+        ),
+        // What rustls says for both.
+        Some(rustls::Error::AlertReceived(alert)) => *alert == AlertDescription::CertificateExpired,
+        Some(_) | None => false,
+    }
 }
 
 fn router<S: Swarm>(agents: Arc<Agents<S>>) -> Router {
@@ -300,6 +331,8 @@ async fn report<S: Swarm>(
     headers: HeaderMap,
     body: Body,
 ) -> Result<(HeaderMap, Json<Order>), Answer> {
+    // Before the body is waited for.
+    let clocks = clock(&headers).map(|theirs| (theirs, (agents.time_of_day)().as_second()));
     let body = read(&headers, body, agents.patience.body).await.inspect_err(|answer| {
         agents.refusals.log(peer.address, &answer.body.error);
     })?;
@@ -313,6 +346,9 @@ async fn report<S: Swarm>(
         agents.refusals.log(peer.address, &error);
         return Err(Answer::new(StatusCode::FORBIDDEN, error));
     }
+    if let Some((theirs, ours)) = clocks {
+        agents.hub.clocks.heard(&report.node, theirs, ours);
+    }
     let wanted = agents.hub.wanted_of(&report).map(|digest| (WANTED_HEADER, digest.hex().to_owned()));
     // An agent that says nothing of collections is of a version that knows none.
     let heard_of = headers.get(COLLECT_HEADER).and_then(|value| value.to_str().ok());
@@ -322,6 +358,11 @@ async fn report<S: Swarm>(
     let asked =
         asked.filter_map(|(name, value)| Some((HeaderName::from_static(name), HeaderValue::from_str(&value).ok()?)));
     Ok((asked.chain(key.as_ref().and_then(unlock::header)).collect(), Json(order)))
+}
+
+/// What the sender says of the time of day.
+fn clock(headers: &HeaderMap) -> Option<i64> {
+    headers.get(CLOCK_HEADER)?.to_str().ok()?.parse().ok()
 }
 
 /// The body of a report, of bounded length and in bounded time.

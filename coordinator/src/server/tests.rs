@@ -13,8 +13,8 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use requeen_protocol::{
-    BUNDLE_PATH, COLLECT_HEADER, COLLECT_PATH, Collect, Digest, ErrorBody, NO_COLLECTION, NodeId, NodeState, Order,
-    PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report, Speaker, UnlockKey, WANTED_HEADER,
+    BUNDLE_PATH, CLOCK_HEADER, COLLECT_HEADER, COLLECT_PATH, Collect, Digest, ErrorBody, NO_COLLECTION, NodeId,
+    NodeState, Order, PROTOCOL_HEADER, PROTOCOL_VERSION, REPORT_PATH, Report, Speaker, UnlockKey, WANTED_HEADER,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
@@ -448,6 +448,28 @@ async fn one_agent_at_a_time_is_asked_for_the_bundle() {
     };
     let (_, headers, _) = world.report(&world.worker(), &staged).await.unwrap();
     assert!(!headers.contains_key(WANTED_HEADER), "nor one that still stages");
+}
+
+#[tokio::test]
+async fn a_clock_that_is_off_is_known_until_it_is_right() {
+    let ours = || jiff::Timestamp::from_second(1_000_000).unwrap();
+    let world = world_with(|agents| {
+        agents.long_poll = Duration::ZERO;
+        agents.time_of_day = ours;
+    })
+    .await;
+    let w1 = NodeId::from("w1");
+    // An agent of an earlier version says nothing, and of what is no number nothing is made.
+    for (says, ahead) in
+        [(None, None), (Some("1003600"), Some(3600)), (Some("soon"), Some(3600)), (Some("1000030"), None)]
+    {
+        let mut request = post(&word("w1", None));
+        if let Some(says) = says {
+            request.headers_mut().insert(CLOCK_HEADER, says.parse().unwrap());
+        }
+        let (status, ..) = world.ask(Some(&world.worker()), request).await.unwrap();
+        assert_eq!((status, world.hub.clocks.off().get(&w1).copied()), (StatusCode::OK, ahead), "{says:?}");
+    }
 }
 
 /// A report of an agent that heard of this collection last.

@@ -21,7 +21,8 @@ async fn history_is_what_the_swarm_keeps() {
     assert_eq!((rollout.started_by_uid, rollout.upgraded, rollout.nodes), (7, 4, 4));
     assert_eq!(rollout.phase, Phase::Ended { aborted: false });
     let took = rollout.ended_at.unwrap().duration_since(rollout.started_at);
-    assert_eq!(u128::from(rollout.elapsed_ms), took.as_millis().unsigned_abs());
+    // Two clocks: one tells the time of day, and one counts.
+    assert!(u128::from(rollout.elapsed_ms).abs_diff(took.as_millis().unsigned_abs()) < 1000, "{rollout:?}");
 
     let whole = lab.ops.rollout_history(&rollout.id.as_str()[..12]).await.unwrap();
     assert_eq!(whole.summary, *rollout);
