@@ -106,13 +106,16 @@ pub(crate) enum Net {
     Off,
     /// Plug it in again, and end delay and loss.
     On,
-    /// Make all that the node sends late; machines only.
+    /// Make all that the node sends late, and lose some of it too if told so; machines only.
     Delay {
         /// Milliseconds.
         #[arg(default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=60_000))]
         milliseconds: u32,
+        /// How many of a hundred packets are lost beside that.
+        #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+        loss: u8,
     },
-    /// Lose some of the packets that the node sends; machines only.
+    /// Lose some of the packets that the node sends, none of which is late; machines only.
     Loss {
         /// How many of a hundred.
         #[arg(default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=100))]

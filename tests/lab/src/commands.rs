@@ -12,7 +12,7 @@ use lab::demo::Demo as Demonstration;
 use lab::images::Build;
 use lab::registry::Registry;
 use lab::release::{self, Destination, Release};
-use lab::{Error, Init, Kind, Lab, LabStatus, Node, Spec, Suite, command, engines, images};
+use lab::{Error, Init, Kind, Lab, LabStatus, Node, Spec, Suite, Weather, command, engines, images};
 
 use crate::cli::{At, Bench, Command, Demo, Down, Net, Publish, Up};
 use crate::test;
@@ -179,8 +179,8 @@ fn net(at: &At, what: &Net) -> lab::Result<()> {
             node.connect()?;
             node.clear_network()
         }
-        Net::Delay { milliseconds } => node.delay(*milliseconds),
-        Net::Loss { percent } => node.lose(*percent),
+        Net::Delay { milliseconds, loss } => node.weather(Weather { delay_ms: *milliseconds, loss_percent: *loss }),
+        Net::Loss { percent } => node.weather(Weather { delay_ms: 0, loss_percent: *percent }),
     }
 }
 

@@ -48,6 +48,7 @@ pub mod writes;
 pub use error::{Error, Result};
 pub use init::{Init, UnknownInit};
 pub use kind::Kind;
+pub use machine::Weather;
 pub use node::{Node, Role};
 pub use status::{LabStatus, NodeStatus};
 pub use suite::Suite;

@@ -206,34 +206,22 @@ impl Node {
         }
     }
 
-    /// Makes everything late that the node sends from now on.
+    /// Makes everything late that the node sends from now on, or loses some of it, or both; what was before is over.
     ///
     /// # Errors
     /// [`Error::OnlyMachines`] if it is no machine.
-    pub fn delay(&self, milliseconds: u32) -> Result<()> {
-        self.weather("delay in its network", Weather::Delay(milliseconds))
-    }
-
-    /// Loses so many of a hundred packets that the node sends from now on.
-    ///
-    /// # Errors
-    /// [`Error::OnlyMachines`] if it is no machine.
-    pub fn lose(&self, percent: u8) -> Result<()> {
-        self.weather("loss in its network", Weather::Loss(percent))
-    }
-
-    /// Ends what [`Self::delay`] or [`Self::lose`] began, if either did.
-    pub fn clear_network(&self) -> Result<()> {
+    pub fn weather(&self, weather: Weather) -> Result<()> {
         match self.kind {
-            Kind::Container => Ok(()),
-            Kind::Machine => self.machine().weather(Weather::Clear),
+            Kind::Container => Err(Error::OnlyMachines { what: "delay and loss", node: self.name.clone() }),
+            Kind::Machine => self.machine().weather(weather),
         }
     }
 
-    fn weather(&self, what: &'static str, weather: Weather) -> Result<()> {
+    /// Ends what [`Self::weather`] began, if it did.
+    pub fn clear_network(&self) -> Result<()> {
         match self.kind {
-            Kind::Container => Err(Error::OnlyMachines { what, node: self.name.clone() }),
-            Kind::Machine => self.machine().weather(weather),
+            Kind::Container => Ok(()),
+            Kind::Machine => self.machine().weather(Weather::CLEAR),
         }
     }
 

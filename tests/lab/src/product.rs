@@ -101,9 +101,15 @@ pub fn wait_for_service(node: &Node, service: &str, tasks: usize, limit: Duratio
 
 /// Deploys a stack from a file of the machine. Images are not looked up in a registry: there is none.
 pub fn deploy_stack(node: &Node, file: &Path, stack: &str) -> Result<()> {
+    deploy_stack_with(node, &[], file, stack)
+}
+
+/// Like [`deploy_stack`] with variables, `NAME=VALUE`, that the file asks for.
+pub fn deploy_stack_with(node: &Node, variables: &[&str], file: &Path, stack: &str) -> Result<()> {
     let place = format!("/root/{stack}.yaml");
     node.copy_in(file, &place)?;
-    node.docker(&["stack", "deploy", "--resolve-image", "never", "--compose-file", &place, stack]).map(drop)
+    let deploy = ["docker", "stack", "deploy", "--resolve-image", "never", "--compose-file", &place, stack];
+    node.exec(&[&["env"], variables, &deploy].concat())?.ok().map(drop)
 }
 
 /// Copies a bundle to root's home on a node and returns its path there.

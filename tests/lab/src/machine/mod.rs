@@ -21,7 +21,7 @@ use crate::command::{self, Input};
 use crate::writes::{Log, Recording};
 use crate::{Error, Node, Result, Suite, cache, images, tools, wait};
 
-pub(crate) use network::Weather;
+pub use network::Weather;
 pub(crate) use store::{Record, exists, names, read};
 
 /// The kernel.
@@ -120,15 +120,12 @@ impl Machine<'_> {
         let mut words = vec!["tc", "qdisc"];
         words.extend(arguments.iter().map(String::as_str));
         let output = self.exec(&words, Input::Empty)?;
-        match (weather, output.success()) {
-            // There is nothing to be cleared where nothing was set.
-            (Weather::Clear, false) => {
-                let shown = self.exec(&["tc", "qdisc", "show", "dev", "vec0"], Input::Empty)?.ok()?;
-                if shown.stdout.contains("netem") { output.ok().map(drop) } else { Ok(()) }
-            }
-            (Weather::Clear, true) => Ok(()),
-            (Weather::Delay(_) | Weather::Loss(_), _) => output.ok().map(drop),
+        if weather != Weather::CLEAR || output.success() {
+            return output.ok().map(drop);
         }
+        // There is nothing to be cleared where nothing was set.
+        let shown = self.exec(&["tc", "qdisc", "show", "dev", "vec0"], Input::Empty)?.ok()?;
+        if shown.stdout.contains("netem") { output.ok().map(drop) } else { Ok(()) }
     }
 
     /// The file on this machine in which its disk's changes are.

@@ -20,22 +20,25 @@ const CONTROL: &str = "control";
 
 /// What happens to what a machine sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Weather {
-    /// Nothing.
-    Clear,
-    /// It is so many milliseconds late.
-    Delay(u32),
+pub struct Weather {
+    /// All of it is so many milliseconds late.
+    pub delay_ms: u32,
     /// So many of a hundred packets are lost.
-    Loss(u8),
+    pub loss_percent: u8,
 }
 
 impl Weather {
+    /// Nothing happens to it.
+    pub const CLEAR: Self = Self { delay_ms: 0, loss_percent: 0 };
+
     /// For `tc qdisc` in the machine: its kernel has netem, this machine's may not.
     pub(super) fn arguments(self) -> Vec<String> {
-        let words = match self {
-            Self::Clear => "delete dev vec0 root".to_owned(),
-            Self::Delay(milliseconds) => format!("replace dev vec0 root netem limit 10000 delay {milliseconds}ms"),
-            Self::Loss(percent) => format!("replace dev vec0 root netem limit 10000 loss {percent}%"),
+        let Self { delay_ms, loss_percent } = self;
+        let words = if self == Self::CLEAR {
+            "delete dev vec0 root".to_owned()
+        } else {
+            // What is delayed is queued meanwhile: the default limit would lose what nobody asked to lose.
+            format!("replace dev vec0 root netem limit 10000 delay {delay_ms}ms loss {loss_percent}%")
         };
         words.split(' ').map(str::to_owned).collect()
     }
@@ -133,7 +136,8 @@ mod tests {
 
     #[test]
     fn weather_is_said_in_words_of_tc() {
-        assert_eq!(Weather::Delay(300).arguments().join(" "), "replace dev vec0 root netem limit 10000 delay 300ms");
-        assert_eq!(Weather::Loss(20).arguments().last().map(String::as_str), Some("20%"));
+        let both = Weather { delay_ms: 300, loss_percent: 20 };
+        assert_eq!(both.arguments().join(" "), "replace dev vec0 root netem limit 10000 delay 300ms loss 20%");
+        assert_eq!(Weather::CLEAR.arguments().join(" "), "delete dev vec0 root");
     }
 }
