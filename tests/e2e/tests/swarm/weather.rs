@@ -36,7 +36,7 @@ pub(crate) fn a_slow_network_only_takes_longer(world: &World) -> Result<()> {
             Part::Whole => under(worker, rest),
             Part::FromGrant => rest(),
         })?;
-        // Of what is lost on the way from the manager TCP makes some kilobytes a second, and that is nobody's fault here:
+        // With a fifth of the data lost TCP should bring some kilobytes a second, and that is nobody's fault here:
         // the bundle is there before.
         upgrade_in(small, there, "bad weather at the manager", |part, rest| match part {
             Part::Whole => rest(),
