@@ -29,6 +29,8 @@ pub const COPIES_DIR: &str = "/var/lib/requeen/raft-copies";
 pub const MAX_BYTES: u64 = 1 << 30;
 /// So long a copy may take before it is given up, seconds: the engine is down meanwhile.
 pub const MAX_SECS: u64 = 60;
+/// Room that a copy leaves beside itself, bytes: the engine's files, old or new, are made plain after it.
+const LEFT_FREE: u64 = 512 << 20;
 /// So many copies are kept on a node.
 pub const KEPT: usize = 3;
 
@@ -165,7 +167,7 @@ fn fits(root: &HostRoot, folder: &Path, bytes: u64) -> Result<(), CopyError> {
     if bytes > MAX_BYTES {
         return Err(CopyError::TooLarge { path: folder.to_owned(), bytes });
     }
-    match folders::room(root, COPIES_DIR.as_ref(), bytes) {
+    match folders::room(root, COPIES_DIR.as_ref(), bytes.saturating_add(LEFT_FREE)) {
         Some(problem) => Err(CopyError::NoRoom(problem.what)),
         None => Ok(()),
     }

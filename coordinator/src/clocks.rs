@@ -12,6 +12,9 @@ use crate::plan::model::Observed;
 /// So much is no difference, seconds: a report may have been on its way for as long.
 const TOLERATED_SECS: u64 = 60;
 
+/// Once it was more, it has to be less than this, or a node at the edge would be named again and again.
+const AGREES_SECS: u64 = 30;
+
 /// What to do about it.
 const HINT: &str = "set the one that is wrong (`timedatectl`, `chronyc makestep`): engines trust no certificate that is of \
                     the future or has expired, so one that is started there may not get back into the swarm";
@@ -27,7 +30,7 @@ impl Clocks {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if ahead.unsigned_abs() > TOLERATED_SECS {
             known.insert(node.clone(), ahead);
-        } else {
+        } else if ahead.unsigned_abs() <= AGREES_SECS {
             known.remove(node);
         }
     }
@@ -74,7 +77,15 @@ mod tests {
     #[test]
     fn a_clock_is_off_by_more_than_a_report_is_on_its_way() {
         let (clocks, node) = (Clocks::default(), NodeId::from("w1"));
-        for (theirs, ahead) in [(1060, None), (1061, Some(61)), (940, None), (-2600, Some(-3600)), (1000, None)] {
+        for (theirs, ahead) in [
+            (1060, None),
+            (1061, Some(61)),
+            (1031, Some(61)),
+            (970, None),
+            (-2600, Some(-3600)),
+            (969, Some(-3600)),
+            (1000, None),
+        ] {
             clocks.heard(&node, theirs, 1000);
             assert_eq!(clocks.off().get(&node).copied(), ahead, "{theirs}");
         }

@@ -214,7 +214,9 @@ async fn take_over(
     told: bool,
 ) -> Result<(), RoundError> {
     let rollout = &stored.rollout;
-    let next = owner::taken_over(rollout, &observed.me, (ops.world.now)());
+    let mut next = owner::taken_over(rollout, &observed.me, (ops.world.now)());
+    // The silence before it has passed too.
+    next.owner.elapsed_ms = Some(ops.elapsed_ms(rollout));
     let (id, from, epoch) = (&rollout.request.id, &rollout.owner.node, next.owner.epoch);
     match record::write(docker, stored, &next).await {
         // The owner lives, or another one was faster: the next round sees which.

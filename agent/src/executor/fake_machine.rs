@@ -79,7 +79,7 @@ struct Engine {
 
 impl Machine {
     /// A machine that runs the old engine, with a new one staged: it brings docker-proxy and drops ctr.
-    pub(super) fn new(new_fails: bool) -> Self {
+    pub(super) fn new(new_fails: bool, keep_raft_copy: bool) -> Self {
         let host = TestHost::new(&[EngineFile::DockerProxy]);
         xattr::set(host.root.join("/usr/sbin/dockerd"), "user.requeen-test", b"kept").unwrap();
         host.write(DPKG, b"", 0o640);
@@ -108,7 +108,7 @@ impl Machine {
             target: Target::Previous { of: "r0".into() },
             allow_downgrade: false,
             start_timeout_secs: 20,
-            keep_raft_copy: !new_fails,
+            keep_raft_copy,
         };
         Staged::new(wanted, Outcome::Ready { preflight, old, new }).store(&host.root).unwrap();
         let contents = [(Set::Old, old_contents), (Set::New, new_contents)];
@@ -173,13 +173,14 @@ impl Machine {
     }
 
     /// Copies of the swarm's folder are whole, of the state in which the old engine left it, and not too many; there is one of
-    /// this work if it `must` be.
-    pub(super) fn assert_copies(&self, must: bool) {
+    /// this work if it `must` be, and none unless it `may`.
+    pub(super) fn assert_copies(&self, may: bool, must: bool) {
         let mut own = raft_copy::own(&self.host.root).unwrap();
         let all = fs::read_dir(self.host.root.join(COPIES_DIR)).unwrap().count();
         assert_eq!((all, own.len()), (own.len(), raft_copy::KEPT), "all are whole, and as many as are kept: {own:?}");
         own.retain(|name| EARLIER.iter().all(|lease| copy_of((*lease).into()).name() != *name));
         assert!(!must || !own.is_empty(), "the new engine runs, and there is no copy from before");
+        assert!(may || own.is_empty(), "nobody wanted a copy: {own:?}");
         for name in own {
             let log = self.host.root.join(COPIES_DIR).join(name).join("swarm/raft/wal-v3-encrypted/0.wal");
             let log = fs::read_to_string(log).unwrap();

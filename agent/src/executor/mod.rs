@@ -374,7 +374,8 @@ impl<'a> Executor<'a> {
     }
 
     fn keep_renewal(&mut self, renewed: Option<BootTime>) {
-        if renewed.is_some() {
+        // Nothing is written while the engine is on its way down; who finds less there gives the lease up sooner.
+        if renewed.is_some() && self.engine_is_left_alone() {
             self.store("renew");
         }
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use requeen_protocol::EngineFacts;
+use tokio::time::Instant;
 
 use crate::engine::api::{Api, ApiError, SwarmFacts};
 use crate::engine::facts::{self, DigestCache};
@@ -19,6 +20,9 @@ pub(super) const SWARM_PATH: &str = "/var/lib/requeen/agent/swarm.json";
 
 /// Nothing waits for these answers but the next report.
 const API_LIMIT: Duration = Duration::from_secs(5);
+
+/// A node whose certificate was replaced may be out of every swarm for long: each look makes its engine start programs.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// Keeps the swarm for an executor that starts while the engine is down.
 pub(crate) fn keep(root: &HostRoot, swarm: &SwarmFacts) -> io::Result<()> {
@@ -38,6 +42,8 @@ pub(crate) struct Observed {
     pub(crate) swarm: SwarmFacts,
     /// The certificate's files at that time.
     stamp: Option<Stamp>,
+    /// When they were last found to be others.
+    replaced: Option<Instant>,
     /// The engine; none while it is down.
     pub(crate) engine: Option<EngineFacts>,
     /// Containers of swarm tasks; none if the engine does not say.
@@ -55,6 +61,7 @@ impl Observed {
             keys: keys.clone(),
             api: None,
             stamp: None,
+            replaced: None,
             swarm: kept.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_else(SwarmFacts::unknown),
             engine: None,
             task_containers: None,
@@ -88,8 +95,13 @@ impl Observed {
     /// Looks at the swarm again if the node's certificate was replaced: a node that leaves its swarm and joins once more is
     /// another one.
     pub(crate) async fn refresh_identity(&mut self) {
-        if self.stamp.as_ref() != Some(&self.files().stamp()) {
-            self.refresh(true).await;
+        let soon = self.replaced.is_some_and(|at| at.elapsed() < AGAIN);
+        if soon || self.stamp.as_ref() == Some(&self.files().stamp()) {
+            return;
+        }
+        self.replaced = Some(Instant::now());
+        if let Ok(engine) = self.look().await {
+            self.engine = Some(engine);
         }
     }
 

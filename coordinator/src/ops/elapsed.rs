@@ -31,6 +31,12 @@ impl Counted {
         Self { of: rollout.request.id.clone(), before_ms, since }
     }
 
+    /// What is recorded has passed: a count that is behind that goes on from there, or it would stand still until it came
+    /// by.
+    fn not_before(self, recorded_ms: u64, now: Instant) -> Self {
+        if self.ms(now) < recorded_ms { Self { before_ms: recorded_ms, since: now, ..self } } else { self }
+    }
+
     fn ms(&self, now: Instant) -> u64 {
         let since = now.saturating_duration_since(self.since).as_millis();
         self.before_ms.saturating_add(u64::try_from(since).unwrap_or(u64::MAX))
@@ -46,8 +52,8 @@ impl Ops {
         let now = self.hub.now();
         let mut counted = self.counted();
         let goes_on = counted.take().filter(|counted| counted.of == rollout.request.id);
-        let counted = counted.insert(goes_on.unwrap_or_else(|| Counted::begin(rollout, (self.world.now)(), now)));
-        counted.ms(now).max(recorded_ms(rollout))
+        let goes_on = goes_on.unwrap_or_else(|| Counted::begin(rollout, (self.world.now)(), now));
+        counted.insert(goes_on.not_before(recorded_ms(rollout), now)).ms(now)
     }
 
     fn counted(&self) -> MutexGuard<'_, Option<Counted>> {
@@ -85,6 +91,15 @@ mod tests {
         assert_eq!(Counted::begin(&rollout, at(-3600), now).ms(now), 0, "the clock was set back meanwhile");
         (rollout.owner.elapsed_ms, rollout.owner.renewed) = (Some(60_000), at(4000));
         assert_eq!(Counted::begin(&rollout, at(4002), now).ms(now), 62_000, "an hour too much was not counted");
+    }
+
+    #[test]
+    fn a_count_that_is_behind_the_record_goes_on_from_there() {
+        let (rollout, now) = (rollout(), Instant::now());
+        let count = Counted::begin(&rollout, at(1), now).not_before(3_600_000, now);
+        assert_eq!(count.ms(now + Duration::from_secs(10)), 3_610_000);
+        let count = count.not_before(5_000, now + Duration::from_secs(10));
+        assert_eq!(count.ms(now + Duration::from_secs(20)), 3_620_000, "one that is ahead goes on as it is");
     }
 
     #[test]

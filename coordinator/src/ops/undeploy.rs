@@ -224,13 +224,13 @@ fn silence(node: &NodeView, agent: Option<&AgentView>) -> String {
     }
 }
 
-/// What removes on a node what its agent would have removed. Without `backups` all sets stay; with them an engine that
+/// What removes on a node what its agent would have removed, but for copies of its swarm folder: which of those are the
+/// operator's, only the agent tells. Without `backups` all sets stay; with them an engine that
 /// starts through links into them keeps them.
 fn by_hand(backups: bool) -> String {
     let folders = ["agent", "bin"].map(|folder| format!("{STATE_DIR}/{folder}")).join(" ");
     let units = [RECOVER_UNIT, RESUME_UNIT].map(|unit| format!("-name {unit}")).join(" -o ");
     let units = format!("find /etc/systemd/system \\( {units} \\) -delete");
     let sets = format!(" && [ -z \"$(find /usr -lname '{STATE_DIR}/*')\" ] && rm -rf {STATE_DIR}/engines");
-    let copies = format!("{STATE_DIR}/raft-copies");
-    if backups { format!("{units}; rm -rf {folders} {copies}{sets}") } else { format!("{units}; rm -rf {folders}") }
+    if backups { format!("{units}; rm -rf {folders}{sets}") } else { format!("{units}; rm -rf {folders}") }
 }

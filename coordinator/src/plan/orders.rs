@@ -179,8 +179,8 @@ fn in_rollout(rollout: &Rollout, step: &Step, report: &Report) -> Order {
                     NodeState::Linked { .. } => {
                         Order::Stop { permit: StopPermit { id: permit.clone(), lease, valid_secs: PERMIT_SECS } }
                     }
-                    // Its engine runs until they have ended, which may take longer than its lease is good for.
-                    NodeState::Swapping { phase: SwapPhase::Stopping, waiting: Some(_), .. } => hold(lease),
+                    // The containers beside the tasks end first, which may take longer than a lease is good for.
+                    NodeState::Swapping { phase: SwapPhase::Stopping, .. } => hold(lease),
                     NodeState::Idle
                     | NodeState::Staging { .. }
                     | NodeState::Staged { .. }
