@@ -135,6 +135,11 @@ pub async fn launch(root: &HostRoot, port: u16, hand_over: HandOver) -> Result<W
     let mut tried = Vec::new();
     for &way in hand_over.ways() {
         let why = match way.start(root, &argv).await {
+            // Nobody keeps at work what the ways after this one start beside it.
+            Err(why) if unit::is_there(&why) && holds_within(root, CALL_HOME).await? => {
+                tracing::info!(step = "hand-over", "systemd was about to start the executor again: {why}");
+                return Ok(way);
+            }
             Err(why) => why,
             Ok(()) => {
                 if holds_within(root, CALL_HOME).await? {

@@ -35,6 +35,12 @@ pub(super) fn start(argv: &[String]) -> Start {
     (UNIT, "replace", properties(argv), Vec::new())
 }
 
+/// Whether systemd refused because the unit is there: it runs, or is about to be started again.
+pub(super) fn is_there(refusal: &str) -> bool {
+    // In the words of systemd since version 233, and of those before it.
+    ["was already loaded or has a fragment file", "already exists"].iter().any(|words| refusal.contains(words))
+}
+
 fn properties(argv: &[String]) -> Properties {
     let program = argv.first().cloned().unwrap_or_default();
     let exec: Vec<Exec> = vec![(program, argv.to_vec(), false)];
@@ -51,4 +57,17 @@ fn properties(argv: &[String]) -> Properties {
         // Tied to nothing: what it stops and starts must not take it along.
         ("DefaultDependencies", Variant::new(false)),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_there;
+
+    #[test]
+    fn a_unit_that_is_there_is_told_from_one_that_is_refused() {
+        let refused = |why: &str| is_there(&format!("systemd refused to start requeen-executor.service: {why}"));
+        assert!(refused("Unit requeen-executor.service was already loaded or has a fragment file."));
+        assert!(refused("org.freedesktop.systemd1.UnitExists: Unit requeen-executor.service already exists."));
+        assert!(!refused("Access denied"));
+    }
 }
