@@ -9,7 +9,7 @@
 //! | `REQUEEN_E2E_PROFILE` | build the product on this machine with that cargo profile, not with the Dockerfile |
 //! | `REQUEEN_E2E_KIND` | `machine`: the nodes are machines instead of containers, which takes several times as long |
 //! | `REQUEEN_E2E_KEEP` | leave the swarms running at the end |
-//! | `REQUEEN_E2E_LONG` | also what takes minutes: an engine that starts slowly, what others do to nodes, networks and hosts in the middle, a coordinator killed at each of its fail points, the product compiled twice, whose images are compared, and on machines power cuts by the dozen, the disk as a cut at each flush would have left it, and bad weather |
+//! | `REQUEEN_E2E_LONG` | also what takes minutes: an engine that starts slowly, what others do to nodes, networks and hosts in the middle, a coordinator killed at each of its fail points, the product compiled twice, whose images are compared, and on machines power cuts by the dozen, the disk as a cut at each flush would have left it, bad weather, clocks that jump, and services behind IPVS |
 //! | `REQUEEN_E2E_SEED`, `REQUEEN_E2E_CUTS` | with it: the instants at which the power is cut, and how many |
 
 mod autolock;
@@ -39,6 +39,7 @@ mod sysvinit;
 mod undeploy;
 mod upgrades;
 mod verbs;
+mod vips;
 mod weather;
 mod world;
 
@@ -134,10 +135,14 @@ fn main() -> ExitCode {
     // On machines of their own: what a cut takes from a disk, it takes from no container's.
     if long {
         trials.push(world.scenario("a_slow_network_only_takes_longer", weather::a_slow_network_only_takes_longer));
+        trials.push(world.scenario("clocks_that_jump_change_nothing", weather::clocks_that_jump_change_nothing));
         trials.push(world.scenario("power_cut_at_two_steps", cuts::power_cut_at_two_steps));
         trials.push(world.scenario("power_cut_at_every_step", cuts::power_cut_at_every_step));
         trials.push(world.scenario("power_cut_at_random_instants", cuts::power_cut_at_random_instants));
         trials.push(world.scenario("power_may_fail_at_every_flush", flushes::power_may_fail_at_every_flush));
+        // The kernels of machines have IPVS, which the containers' does not.
+        let run = vips::vip_and_ingress_are_served_throughout;
+        trials.push(world.scenario("vip_and_ingress_are_served_throughout", run));
     }
     let conclusion = libtest_mimic::run(&args, trials);
     world.close();

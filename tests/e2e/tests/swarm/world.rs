@@ -92,7 +92,7 @@ impl World {
         Ok(recorded)
     }
 
-    fn image(&self) -> Result<&()> {
+    pub(crate) fn image(&self) -> Result<&()> {
         once(&self.image, "the product's image", || {
             build().run()?;
             eprintln!("the image: {PRODUCT}");
@@ -108,7 +108,8 @@ impl World {
         // A swarm that could not be made whole may have nodes to look at.
         let machines = self.machines.get().and_then(|made| made.as_ref().ok()).map(Small::lab);
         let recorded = self.recorded.get().and_then(|made| made.as_ref().ok()).map(Small::lab);
-        let names = [crate::large::NAME, crate::small::NAME, crate::small::MACHINES, crate::small::RECORDED];
+        let names =
+            [crate::large::NAME, crate::small::NAME, crate::small::MACHINES, crate::small::RECORDED, crate::vips::NAME];
         let half = names.map(|name| Lab::attach(name).ok());
         for lab in [large, small, machines, recorded].into_iter().flatten().chain(half.iter().flatten()) {
             if let Err(error) = dump(lab, &folder.join(lab.name())) {
@@ -128,6 +129,7 @@ impl World {
             (self.small.get().is_some(), crate::small::NAME),
             (self.machines.get().is_some(), crate::small::MACHINES),
             (self.recorded.get().is_some(), crate::small::RECORDED),
+            (Lab::attach(crate::vips::NAME).is_ok(), crate::vips::NAME),
         ] {
             if made && let Err(error) = Lab::down(name) {
                 eprintln!("{name} can't be removed: {error}");
