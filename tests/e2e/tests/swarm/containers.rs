@@ -102,8 +102,8 @@ fn make(node: &Node) -> Result<()> {
 fn run(node: &Node, name: &str, options: &[&str], secs: &str) -> Result<()> {
     let script = format!(
         "echo {name} began >> /log/e2e-containers; \
-         trap 'sleep {secs}; echo {name} ended >> /log/e2e-containers; exit 0' TERM; \
-         sleep infinity & wait $!"
+         trap '/usr/bin/sleep {secs}; echo {name} ended >> /log/e2e-containers; exit 0' TERM; \
+         /usr/bin/sleep infinity & wait $!"
     );
     let mut args = vec!["run", "--detach", "--name", name, "--label", LABEL, "--network", "none"];
     args.extend(["--volume", "/usr:/usr:ro", "--volume", "/usr/lib:/lib:ro", "--volume", "/usr/lib64:/lib64:ro"]);
