@@ -334,7 +334,7 @@ impl Phase {
         }
     }
 
-    /// Whether the engine may be down: from here on the node finishes alone, whatever its lease.
+    /// Whether the engine may be down: from here on the node finishes alone. Its lease is looked at once more, right before the stop.
     pub fn is_committed(&self) -> bool {
         match self.kind() {
             Kind::Leased | Kind::Linking | Kind::Linked | Kind::Unlinking => false,

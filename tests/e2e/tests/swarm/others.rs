@@ -13,7 +13,7 @@ use crate::faults::{
     wait_for_why, wait_for_words, waits_for_grant, with_other_runc, with_slow_start,
 };
 use crate::operator::{refused, requeen, requeen_ok, status, wait_for_end, wait_for_node};
-use crate::power::{begin, is_whole, wait_for_phase};
+use crate::power::{begin, ends_upgraded, is_whole, wait_for_phase};
 use crate::small::Small;
 use crate::world::World;
 
@@ -63,9 +63,7 @@ pub(crate) fn a_node_that_others_change_is_not_stopped(world: &World) -> Result<
             wait_for_node(lab, first, &id, "ready", LIMIT)?;
         }
         changed?;
-        wait_for_end(first)?;
-        wait_for_shown(first, "the upgraded worker", WORKER, upgraded)?;
-        is_whole(small, &bundles::sha256(&other_runc(&base(worker)?)?))
+        ends_upgraded(small)
     })
 }
 
@@ -210,9 +208,7 @@ pub(crate) fn a_manager_restarted_in_the_middle_is_waited_for(world: &World) -> 
         ensure!(phase == "running", "the rollout is {phase}");
         ensure!(engine_start(worker)? == started, "the engine of {worker} was restarted");
         let_go(first, worker)?;
-        wait_for_end(first)?;
-        wait_for_shown(first, "the upgraded worker", WORKER, upgraded)?;
-        is_whole(small, &bundles::sha256(&other_runc(&base(worker)?)?))
+        ends_upgraded(small)
     })
 }
 
@@ -234,9 +230,7 @@ pub(crate) fn a_node_cut_off_after_its_stop_finishes_alone(world: &World) -> Res
             })
         });
         cut?;
-        wait_for_end(first)?;
-        wait_for_shown(first, "the upgraded worker", WORKER, upgraded)?;
-        is_whole(small, &bundles::sha256(&other_runc(&base(worker)?)?))
+        ends_upgraded(small)
     })
 }
 
@@ -281,9 +275,7 @@ pub(crate) fn a_node_cut_off_for_a_while_gets_another_lease(world: &World) -> Re
                 && shown["agent"]["state"] == "leased"
         })?;
         let_go(first, worker)?;
-        wait_for_end(first)?;
-        wait_for_shown(first, "the upgraded worker", WORKER, upgraded)?;
-        is_whole(small, &bundles::sha256(&other_runc(&base(worker)?)?))
+        ends_upgraded(small)
     })
 }
 

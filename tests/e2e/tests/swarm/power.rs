@@ -34,9 +34,7 @@ pub(crate) fn power_fails_while_a_node_is_emptied(world: &World) -> Result<()> {
         worker.kill()?;
         worker.start()?;
         recovered(worker, "Unlink")?;
-        wait_for_end(first)?;
-        wait_for_shown(first, "the upgraded worker", WORKER, upgraded)?;
-        is_whole(small, &bundles::sha256(&other_runc(&base(worker)?)?))
+        ends_upgraded(small)
     })
 }
 
@@ -126,6 +124,14 @@ pub(crate) fn rolled_back(shown: &Value) -> bool {
     shown["step"]["step"] == "done"
         && shown["step"]["outcome"] == "rolled-back"
         && reason.contains("went down before its new engine was verified")
+}
+
+/// Waits for the rollout's end: the worker is told as upgraded, and is whole with the other runc.
+pub(crate) fn ends_upgraded(small: &Small) -> Result<()> {
+    let (first, worker) = (small.first()?, small.worker()?);
+    wait_for_end(first)?;
+    wait_for_shown(first, "the upgraded worker", WORKER, upgraded)?;
+    is_whole(small, &bundles::sha256(&other_runc(&base(worker)?)?))
 }
 
 /// The rollout has ended: the worker has that runc, plain files, its availability, and nothing for its next boot.
